@@ -1,0 +1,1 @@
+#include "lattice_sum.hpp"

@@ -1,0 +1,1 @@
+#include "triangular.hpp"

@@ -1,0 +1,1 @@
+"""Bridge to NumPy bit generators, whose C interface is supported through Cython."""

@@ -1,0 +1,27 @@
+"""Types of the compiled kernels, one section a binding file, in the order of module.cpp."""
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+# ---------------------------------------------------------------------------- bind_blas.cpp
+
+# ------------------------------------------------------------------------ bind_boundary.cpp
+
+# -------------------------------------------------------------------------- bind_config.cpp
+
+__version__: str
+compiler: str
+
+def isa() -> Literal["baseline", "avx2", "avx512"]: ...
+def get_num_threads() -> int: ...
+def set_num_threads(count: int) -> None: ...
+
+# -------------------------------------------------------------------------- bind_factor.cpp
+
+# ------------------------------------------------------------------------ bind_hadamard.cpp
+
+# ------------------------------------------------------------------------ bind_networks.cpp
+
+# ------------------------------------------------------------------------ bind_row_gemm.cpp

@@ -1,0 +1,1 @@
+"""Bridge to the BLAS and LAPACK entry points that SciPy exports to Cython."""

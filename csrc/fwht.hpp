@@ -63,7 +63,7 @@ inline constexpr std::size_t columns_digit = 8;
 inline constexpr std::size_t grain_bytes = 131072;
 
 template <class T>
-inline constexpr std::size_t leaf_size = 16384 / sizeof(T);
+inline constexpr std::size_t leaf_size = 32768 / sizeof(T);
 
 // The last step of a transform of n numbers: `rows` transforms of `stride` numbers each, then
 // columns over them, `width` at a time. rows == 1: n fits a leaf.
@@ -79,7 +79,7 @@ template <class T>
 constexpr Split split(std::size_t n) {
   constexpr std::size_t second_level = 524288 / sizeof(T);
   constexpr std::size_t most_rows = 256;
-  constexpr std::size_t panel = 32768 / sizeof(T), narrowest = 512 / sizeof(T);
+  constexpr std::size_t panel = 16384 / sizeof(T), narrowest = 512 / sizeof(T);
   if (n <= leaf_size<T>) return {1, n, n};
   const std::size_t rows =
       n <= second_level ? n / leaf_size<T> : std::min(most_rows, n / second_level);

@@ -323,13 +323,14 @@ class Basis(_Projection):
         if not np.isfinite(given).all():
             raise ValueError("matrix holds NaN or infinite entries; it needs finite ones")
         self.matrix = _frozen(np.array(given, order="C"))
+        self._rounded: dict[np.dtype[Any], NDArray[Any]] = {self.matrix.dtype: self.matrix}
 
     def describe(self) -> dict[str, Any]:
         """Kind, sizes and the digest of the matrix, ready for JSON."""
         return {**super().describe(), "digest": _digest(self.matrix)}
 
     def _forward(self, rows: NDArray[Real], out: NDArray[Real]) -> None:
-        transposed = self.matrix.astype(rows.dtype, copy=False).T
+        transposed = self._as(rows).T
         with np.errstate(all="ignore"):
             # Row by row: one product for the whole block would let a row's rounding depend on how
             # many rows stand beside it.
@@ -337,7 +338,13 @@ class Basis(_Projection):
                 np.dot(transposed, row, out=coordinates)
 
     def _adjoint(self, u: NDArray[Real], out: NDArray[Real]) -> None:
-        np.matmul(u, self.matrix.astype(u.dtype, copy=False).T, out=out)
+        np.matmul(u, self._as(u).T, out=out)
+
+    def _as(self, rows: NDArray[Real]) -> NDArray[Real]:
+        """Return the matrix in the dtype of the rows, rounded once."""
+        if rows.dtype not in self._rounded:
+            self._rounded[rows.dtype] = _frozen(self.matrix.astype(rows.dtype))
+        return self._rounded[rows.dtype]
 
 
 def _check_dtype(array: NDArray[Any], name: str) -> None:

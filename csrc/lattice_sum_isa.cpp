@@ -8,6 +8,13 @@ namespace {
 
 constexpr std::size_t lanes = 16;
 
+// A choice by masks: a conditional expression may become a jump, whose time tells the condition.
+inline double choose(bool condition, double yes, double no) {
+  const std::uint64_t mask = -static_cast<std::uint64_t>(condition);
+  return __builtin_bit_cast(double, (__builtin_bit_cast(std::uint64_t, yes) & mask) |
+                                        (__builtin_bit_cast(std::uint64_t, no) & ~mask));
+}
+
 double sum_of_squares(const double* row, std::size_t k) {
   double partial[lanes] = {};
   std::size_t j = 0;
@@ -33,10 +40,9 @@ std::uint64_t quantise_chunk(const double* row, std::size_t count, double factor
   std::uint64_t high = 0, cross = 0, low = 0, outside = 0;
   for (std::size_t j = 0; j < count; ++j) {
     const double t = row[j] * factor;
-    const double magnitude = t < 0 ? -t : t;
-    const bool inside = magnitude <= bound;
-    z[j] = static_cast<std::int64_t>(inside ? t : 0.0);
-    outside += inside ? 0 : 1;
+    const bool inside = __builtin_fabs(t) <= bound;
+    z[j] = static_cast<std::int64_t>(choose(inside, t, 0.0));
+    outside += static_cast<std::uint64_t>(!inside);
   }
   for (std::size_t j = 0; j < count; ++j) {
     const std::uint64_t a = static_cast<std::uint64_t>(z[j] < 0 ? -z[j] : z[j]);
@@ -56,7 +62,7 @@ void lattice_vector(const double* row, std::size_t k, const LatticeScale& scale,
   // A norm that overflows makes the factor 0, a NaN makes it NaN: the record is then null.
   const double norm = __builtin_sqrt(sum_of_squares(row, k));
   const double ratio = scale.clipping_norm * (1.0 - clipping_margin) / norm;
-  const double factor = scale.units_per_norm * (ratio < 1.0 ? ratio : norm <= norm ? 1.0 : ratio);
+  const double factor = scale.units_per_norm * choose(ratio >= 1.0, 1.0, ratio);
   unsigned __int128 squares = 0;
   std::uint64_t outside = 0;
   for (std::size_t j = 0; j < k; j += exact_chunk) {

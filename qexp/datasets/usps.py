@@ -71,7 +71,7 @@ def load_usps(root: str | os.PathLike[str] | None = None) -> Usps:
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {
                 f"{kind}_{split}": archive[f"{kind}_{split}"]
                 for kind in "xy"

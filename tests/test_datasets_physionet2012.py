@@ -220,9 +220,10 @@ def test_archive_members(tmp_path):
     path.write_bytes(archive_bytes([good, good]))
     with pytest.raises(ValueError, match="record 7 appears twice"):
         load_physionet2012("a", tmp_path)
-    path.write_bytes(archive_bytes([good, ("notes.txt", "")]))
-    with pytest.raises(ValueError, match=r"notes\.txt is not named after a record number"):
-        load_physionet2012("a", tmp_path)
+    for name in ("notes", "9" * 20, "\u0661"):
+        path.write_bytes(archive_bytes([good, (f"{name}.txt", "")]))
+        with pytest.raises(ValueError, match=rf"{name}\.txt is not named after a record number"):
+            load_physionet2012("a", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +234,7 @@ def test_archive_members(tmp_path):
         (HEADER + "7,6,1,5,-1\n", "line 2 must be six whole numbers"),
         (HEADER + "7,6,1,5,-1,\n", "line 2 must be six whole numbers"),
         (HEADER + "7,6,1,5,-1,2\n", "line 2 .* the last of them 0 or 1"),
+        (HEADER + "7,6,1,5,99999999999999999999,0\n", "line 2 must be six whole numbers"),
         (HEADER + "7,6,1,5,-1,0\n" * 2, "a record number appears twice"),
         (HEADER + "8,6,1,5,-1,0\n", "its 1 records and the 1 rows of .* 2 record numbers are in"),
         (HEADER, "its 1 records and the 0 rows of"),

@@ -97,6 +97,20 @@ def test_damaged_npz_is_refused(tmp_path):
             load_usps(tmp_path)
 
 
+def test_every_layer_of_npz_reports_damage_alike(tmp_path):
+    path = write_npz(tmp_path, arrays())
+    np.savez(path, **arrays())
+    raw = path.read_bytes()
+    encrypted = bytearray(raw)
+    for entry in (raw.index(b"PK\3\4") + 6, raw.index(b"PK\1\2") + 8):
+        encrypted[entry] |= 1  # zipfile: RuntimeError
+    unclosed = raw.replace(b"256), }", b"256), (")  # numpy's header: a tokenizer's error
+    for damaged in (bytes(encrypted), unclosed):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"usps\.npz: not an \.npz file"):
+            load_usps(tmp_path)
+
+
 def test_lone_array_and_missing_array_are_refused(tmp_path):
     made = arrays()
     del made["y_test"]

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ _VARIABLES = len(_CODES) + 1
 _IGNORED = -1
 
 _MINUTES = {b"%02d:%02d" % divmod(minute, 60): minute for minute in range(48 * 60 + 1)}
+_LARGEST = 999_999_999  # of any whole number in the outcomes, record numbers included
 _OUTCOME_HEADER = "RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_death"
 
 
@@ -187,7 +189,7 @@ def _read_outcomes(path: Path) -> NDArray[np.int64]:
             row = [int(field) for field in line.split(",")]
         except ValueError:
             row = []
-        if len(row) != 6 or row[5] not in (0, 1):
+        if len(row) != 6 or row[5] not in (0, 1) or max(map(abs, row)) > _LARGEST:
             raise ValueError(
                 f"{path}: line {number} must be six whole numbers, the last of them 0 or 1"
             )
@@ -208,7 +210,7 @@ def _read_archive(path: Path) -> Iterator[_Rows]:
                 file = archive.extractfile(member) if name.suffix == ".txt" else None
                 if file is None:
                     continue
-                if not (name.stem.isascii() and name.stem.isdigit()):
+                if not re.fullmatch("[0-9]{1,9}", name.stem):
                     raise ValueError(f"{path}: {name} is not named after a record number")
                 record_id = int(name.stem)
                 if record_id in seen:

@@ -55,6 +55,7 @@ struct RowView {
   RowView subrows(std::size_t begin, std::size_t n) const noexcept {
     return {(*this)[begin], n, stride};
   }
+  operator RowView<const T>() const noexcept { return {data, count, stride}; }
 };
 
 // upper: elements below the diagonal (row > column) are taken as zero and never read. Parts of B

@@ -17,11 +17,11 @@ std::string shape_text(std::size_t rows, std::size_t columns) {
   return "(" + std::to_string(rows) + ", " + std::to_string(columns) + ")";
 }
 
-// The stride of one axis in elements. NumPy leaves it arbitrary where the axis has one item.
+// The stride of one axis in elements. NumPy leaves it arbitrary where it moves to no other item.
 template <class T>
 std::ptrdiff_t element_stride(const py::array& a, int axis, const char* name) {
   constexpr auto size = static_cast<py::ssize_t>(sizeof(T));
-  if (a.shape(axis) <= 1) return 1;
+  if (a.shape(axis) <= 1 || a.size() == 0) return 1;
   require(a.strides(axis) % size == 0, std::string(name) + " has a stride of " +
                                            std::to_string(a.strides(axis)) +
                                            " bytes; it needs a multiple of the item size");

@@ -37,3 +37,24 @@ def set_num_threads(count: int) -> None: ...
 # ------------------------------------------------------------------------ bind_networks.cpp
 
 # ------------------------------------------------------------------------ bind_row_gemm.cpp
+
+class PackedMatrix:
+    def __init__(
+        self,
+        b: NDArray[np.float32] | NDArray[np.float64],
+        *,
+        triangle: Literal["full", "upper"] = "full",
+    ) -> None: ...
+    def multiply(
+        self,
+        a: NDArray[np.float32] | NDArray[np.float64],
+        out: NDArray[np.float32] | NDArray[np.float64],
+        *,
+        accumulate: bool = False,
+    ) -> None: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def nbytes(self) -> int: ...

@@ -109,8 +109,10 @@ def _check_mu(value: object, name: str = "mu", *, zero_allowed: bool = False) ->
 
 def _check_relation(value: object) -> NeighboringRelation:
     name = value if isinstance(value, str) else ""
-    if name == "replace_special" or name == "replace_one":
-        return name
+    if name == "replace_special":
+        return "replace_special"
+    if name == "replace_one":
+        return "replace_one"
     if name == "add_or_remove_one":
         raise ValueError(
             "neighboring_relation 'add_or_remove_one' is not supported: the number of records is "
@@ -200,7 +202,8 @@ def _mills(t: Decimal) -> Decimal:
     with localcontext() as context:
         # M(t) = √(π/2) e^(t²/2) − Σ t^(2j+1)/(2j+1)!!; for t > 0 the difference is smaller than
         # its terms by e^(t²/2) (t + 1) or less.
-        context.prec = digits + int(square * Decimal("0.22")) + 4
+        context.prec = digits + int(square * Decimal("0.22")) + 6
+        square = t * t
         leading = (_current_pi() / 2).sqrt() * (square / 2).exp()
         smallest = leading.scaleb(-context.prec)
         term = total = t

@@ -32,9 +32,14 @@ class RecordSource(Protocol):
     """
 
     @property
-    def n_records(self) -> int: ...
+    def n_records(self) -> int:
+        """Number of records n."""
+        ...
+
     @property
-    def n_parameters(self) -> int: ...
+    def n_parameters(self) -> int:
+        """Length of a gradient p."""
+        ...
 
     def blocks(self) -> Iterator[NDArray[Any]]:
         """Yield the gradients in order, as float32 or float64 arrays of shape (m, p).

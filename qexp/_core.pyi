@@ -1,5 +1,6 @@
 """Types of the compiled kernels, one section a binding file, in the order of module.cpp."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,29 @@ def set_num_threads(count: int) -> None: ...
 # ------------------------------------------------------------------------ bind_hadamard.cpp
 
 # ------------------------------------------------------------------------ bind_networks.cpp
+
+class Network:
+    def __init__(
+        self,
+        layer_sizes: Sequence[int],
+        activation: Literal["tanh", "relu"],
+        weights: NDArray[Any],
+    ) -> None: ...
+    def log_probabilities(self, x: NDArray[Any], out: NDArray[Any]) -> None: ...
+    def gradient_rows(
+        self, x: NDArray[Any], labels: NDArray[np.int64], out: NDArray[Any]
+    ) -> None: ...
+    def curvature_rows(self, x: NDArray[Any], out: NDArray[Any]) -> None: ...
+    def gradient_factors(
+        self,
+        x: NDArray[Any],
+        labels: NDArray[np.int64],
+        inputs: Sequence[NDArray[Any]],
+        deltas: Sequence[NDArray[Any]],
+    ) -> None: ...
+    def curvature_factors(
+        self, x: NDArray[Any], inputs: Sequence[NDArray[Any]], deltas: Sequence[NDArray[Any]]
+    ) -> None: ...
 
 # ------------------------------------------------------------------------ bind_row_gemm.cpp
 

@@ -143,7 +143,8 @@ def _check_relation(value: object) -> NeighboringRelation:
 #     t1²/2 directly: relative errors of at most 6 T (T + 1) (T² + 3) u/μ, and 2 T² u.
 # Together at most 40 p (T + 2)⁴ u max(1, 1/μ). With p = 36 + log10((T + 2)⁴ max(1, 1/μ)) that is
 # below 1e-28 for all floats (p < 4000). _MARGIN is a thousand times larger, and far below the
-# 1.1e-16 of a float: results are the exact ones, correctly rounded to the private side.
+# 1.1e-16 of a float: for δ ≤ 1/2 results are the exact ones, correctly rounded to the private
+# side; for δ → 1 they are still on it, but the margin counts against 1 − δ.
 _DIGITS = 36
 _MARGIN = Decimal("1e-25")
 
@@ -217,15 +218,15 @@ def _mills(t: Decimal) -> Decimal:
 
 
 class _Profile(NamedTuple):
-    """log δ(ε; μ) with D and M(t2), from which its derivatives follow."""
+    """log δ(ε; μ) plus _MARGIN, with D and M(t2), from which its derivatives follow."""
 
-    log_delta: Decimal
+    upper_log_delta: Decimal
     difference: Decimal
     mills: Decimal
 
 
 def _profile(eps: Decimal, mu: Decimal) -> _Profile:
-    """Evaluate log δ(ε; μ) for ε ≥ 0, μ > 0 with an absolute error below 1e-28."""
+    """Evaluate δ(ε; μ) for ε ≥ 0, μ > 0; without the margin, log δ is within 1e-28."""
     with localcontext(_CONTEXT) as context:
         reach = eps / mu + mu * 2 + 2
         context.prec = _DIGITS + 4 * (reach.adjusted() + 1) + max(0, -mu.adjusted())
@@ -237,7 +238,7 @@ def _profile(eps: Decimal, mu: Decimal) -> _Profile:
         mills = _mills(t2)
         difference = _mills(t1) - mills
         log_value = (difference / (2 * _current_pi()).sqrt()).ln() - t1 * t1 / 2
-        return _Profile(log_value, difference, mills)
+        return _Profile(log_value + _MARGIN, difference, mills)
 
 
 def _log(value: float) -> Decimal:
@@ -262,7 +263,7 @@ def _settle(start: float, towards: float, is_private: Callable[[float], bool]) -
     """Return ``start``, or the first float after it, in growing steps, that is private."""
     value, step = start, math.ulp(start)
     while not is_private(value):
-        value = max(0.0, value + math.copysign(step, towards - value))
+        value += math.copysign(step, towards - value)
         step *= 2
     return value
 
@@ -313,10 +314,7 @@ def log_delta(epsilon: float, mu: float) -> float:
     number = _check_mu(mu, zero_allowed=True)
     if number == 0:
         return -math.inf
-    value = _profile(Decimal(eps), Decimal(number)).log_delta
-    with localcontext(_CONTEXT) as context:
-        context.prec = _DIGITS + max(0, value.adjusted())
-        return min(0.0, _round_up(value + _MARGIN))
+    return min(0.0, _round_up(_profile(Decimal(eps), Decimal(number)).upper_log_delta))
 
 
 def delta(epsilon: float, mu: float) -> float:
@@ -355,11 +353,11 @@ def delta(epsilon: float, mu: float) -> float:
     number = _check_mu(mu, zero_allowed=True)
     if number == 0:
         return 0.0
-    value = _profile(Decimal(eps), Decimal(number)).log_delta
+    value = _profile(Decimal(eps), Decimal(number)).upper_log_delta
     if value < -800:
         return math.ulp(0.0)
     with localcontext(_CONTEXT):
-        return min(1.0, _round_up((value + _MARGIN).exp()))
+        return min(1.0, _round_up(value.exp()))
 
 
 def epsilon(delta: float, mu: float) -> float:
@@ -398,7 +396,7 @@ def epsilon(delta: float, mu: float) -> float:
     scale, log_target = Decimal(number), _log(target)
 
     def is_private(value: float) -> bool:
-        return _profile(Decimal(value), scale).log_delta + _MARGIN <= log_target
+        return _profile(Decimal(value), scale).upper_log_delta <= log_target
 
     if is_private(0.0):
         return 0.0
@@ -406,7 +404,8 @@ def epsilon(delta: float, mu: float) -> float:
     def step(value: Decimal) -> Decimal:
         profile = _profile(value, scale)
         with localcontext(_CONTEXT):
-            return (profile.log_delta - log_target) * profile.difference / profile.mills
+            excess = profile.upper_log_delta - log_target
+            return excess * profile.difference / profile.mills
 
     # δ(ε; μ) < Φ(−t1): the ε at which that is δ lies above the root, where log δ, which is
     # concave in ε (M(t)/M(t + μ) decreases in t), is below its target.
@@ -442,7 +441,7 @@ def calibrate_mu(target_epsilon: float, target_delta: float) -> float:
     Raises
     ------
     TypeError, ValueError
-        An argument is not a finite real number in its range, or μ is below the smallest float.
+        An argument is not a finite real number in its range.
 
     References
     ----------
@@ -458,7 +457,7 @@ def calibrate_mu(target_epsilon: float, target_delta: float) -> float:
     log_target = _log(target)
 
     def is_private(value: float) -> bool:
-        return value == 0 or _profile(eps, Decimal(value)).log_delta + _MARGIN <= log_target
+        return _profile(eps, Decimal(value)).upper_log_delta <= log_target
 
     digits = _DIGITS + abs(eps.adjusted()) + 8
 
@@ -468,7 +467,7 @@ def calibrate_mu(target_epsilon: float, target_delta: float) -> float:
         profile = _profile(eps, value)
         with localcontext(_CONTEXT) as context:
             context.prec = digits
-            change = (log_target - profile.log_delta) * profile.difference / value
+            change = (log_target - profile.upper_log_delta) * profile.difference / value
             return value * (change.exp() - 1)
 
     # δ(ε; μ) < Φ(−t1): the μ at which that is δ lies below the root.
@@ -477,13 +476,8 @@ def calibrate_mu(target_epsilon: float, target_delta: float) -> float:
         quantile = -Decimal(NormalDist().inv_cdf(target))
         root_term = (quantile * quantile + 2 * eps).sqrt()
         start = root_term - quantile if quantile < 0 else 2 * eps / (root_term + quantile)
-    largest = _settle(_round_down(_newton(start, digits, step)), 0.0, is_private)
-    if largest == 0:
-        raise ValueError(
-            f"target_epsilon = {target_epsilon!r} and target_delta = {target_delta!r} ask for a mu "
-            "below the smallest float: choose a target_epsilon of 1e-300 or more"
-        )
-    return largest
+    # Never 0: δ(ε; μ) ≤ δ(0; μ) ≤ μ/√(2π), so μ ≥ √(2π) δ, which is a float above 0.
+    return _settle(_round_down(_newton(start, digits, step)), 0.0, is_private)
 
 
 # --- Composition, exactly ---------------------------------------------------------------------

@@ -31,7 +31,9 @@ void fwht_one_row(T* x, std::size_t n) {
 template <class T>
 void fwht(T* data, std::size_t rows, std::size_t n, std::ptrdiff_t row_stride) {
   if (n <= 1) return;
-  const auto row = [&](std::size_t i) { return data + static_cast<std::ptrdiff_t>(i) * row_stride; };
+  const auto row = [&](std::size_t i) {
+    return data + static_cast<std::ptrdiff_t>(i) * row_stride;
+  };
   const std::size_t threads = static_cast<std::size_t>(num_threads());
   if (rows < threads && n * sizeof(T) >= threads * grain_bytes) {
     for (std::size_t i = 0; i < rows; ++i) fwht_one_row(row(i), n);

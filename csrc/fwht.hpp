@@ -6,10 +6,10 @@
 // butterfly is computed, so every output has the same bits on every instruction set, with any
 // number of threads, and wherever its row stands in the batch.
 //
-// For large n the time goes to memory. A row is therefore cut twice: leaves that fit the first-level
-// cache are transformed whole, then all higher bits are done at once, column panel by column panel,
-// in a small buffer beside the row (a power-of-two stride would map a panel left in place onto very
-// few cache sets).
+// For large n the time goes to memory. A row is therefore cut twice: leaves that fit the
+// first-level cache are transformed whole, then all higher bits are done at once, column panel by
+// column panel, in a small buffer beside the row (a power-of-two stride would map a panel left in
+// place onto very few cache sets).
 #pragma once
 
 #include <algorithm>
@@ -86,8 +86,7 @@ using Buffer = std::unique_ptr<T[], FreeAligned>;
 // Uninitialised, so that memory no thread touches is never committed.
 template <class T>
 Buffer<T> make_buffer(std::size_t count) {
-  return Buffer<T>(
-      static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{alignment})));
+  return Buffer<T>(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{alignment})));
 }
 
 // Room for the widest panel of any split, on the stack of the thread that works in it.

@@ -206,15 +206,15 @@ void fwht_columns(const T* source, std::size_t source_stride, T* target, std::si
 }
 
 template <class T>
-void signed_scale(const T* source, const std::uint64_t* signs, std::size_t first,
-                  std::size_t count, T scale, T* target) {
+void signed_scale(const T* source, const std::uint64_t* signs, std::size_t first, std::size_t count,
+                  T scale, T* target) {
   scaled(source, signs, first, count, scale, target);
 }
 
-#define QEXP_INSTANTIATE_FWHT(T)                                                                   \
-  template void fwht_leaf(T*, std::size_t);                                                        \
-  template void fwht_columns(const T*, std::size_t, T*, std::size_t, std::size_t, std::size_t,     \
-                             std::size_t, T*);                                                     \
+#define QEXP_INSTANTIATE_FWHT(T)                                                               \
+  template void fwht_leaf(T*, std::size_t);                                                    \
+  template void fwht_columns(const T*, std::size_t, T*, std::size_t, std::size_t, std::size_t, \
+                             std::size_t, T*);                                                 \
   template void signed_scale(const T*, const std::uint64_t*, std::size_t, std::size_t, T, T*);
 QEXP_INSTANTIATE_FWHT(float)
 QEXP_INSTANTIATE_FWHT(double)

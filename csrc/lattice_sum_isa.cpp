@@ -1,6 +1,7 @@
 // Plain loops for the compiler to vectorise: every step is either exact in integers, elementwise,
 // or summed in sixteen fixed lanes, so all instruction sets give the same bits.
 #include "lattice_sum.hpp"
+#include "masks.hpp"
 #include "simd.hpp"
 
 namespace qexp::QEXP_ISA {
@@ -8,14 +9,7 @@ namespace {
 
 constexpr std::size_t lanes = 16;
 
-// A choice by masks: a conditional expression may become a jump, whose time tells the condition.
-inline double choose(bool condition, double yes, double no) {
-  const std::uint64_t mask = -static_cast<std::uint64_t>(condition);
-  return __builtin_bit_cast(double, (__builtin_bit_cast(std::uint64_t, yes) & mask) |
-                                        (__builtin_bit_cast(std::uint64_t, no) & ~mask));
-}
-
-double sum_of_squares(const double* row, std::size_t k) {
+double sum_in_lanes(const double* row, std::size_t k) {
   double partial[lanes] = {};
   std::size_t j = 0;
   for (; j + lanes <= k; j += lanes) {
@@ -56,11 +50,106 @@ std::uint64_t quantise_chunk(const double* row, std::size_t count, double factor
   return outside;
 }
 
+// Registers of integers for the outer products. Values are at most 2^51 in magnitude.
+#if defined(__AVX512DQ__)
+struct Integers {
+  using Register = __m512i;
+  static constexpr std::size_t width = 8;
+  QEXP_INLINE Register zero() { return _mm512_setzero_si512(); }
+  QEXP_INLINE Register truncated(__m512d x) { return _mm512_cvttpd_epi64(x); }
+  QEXP_INLINE Register add(Register a, Register b) { return _mm512_add_epi64(a, b); }
+  QEXP_INLINE void store(std::uint64_t* p, Register v) { _mm512_storeu_si512(p, v); }
+};
+#elif defined(__AVX2__)
+struct Integers {
+  using Register = __m256i;
+  static constexpr std::size_t width = 4;
+  QEXP_INLINE Register zero() { return _mm256_setzero_si256(); }
+  // There is no such conversion here. Adding 1.5 * 2^52 leaves an integer in the low bits.
+  QEXP_INLINE Register truncated(__m256d x) {
+    const __m256d shift = _mm256_set1_pd(6755399441055744.0);
+    const __m256d whole = _mm256_round_pd(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+    return _mm256_sub_epi64(_mm256_castpd_si256(_mm256_add_pd(whole, shift)),
+                            _mm256_castpd_si256(shift));
+  }
+  QEXP_INLINE Register add(Register a, Register b) { return _mm256_add_epi64(a, b); }
+  QEXP_INLINE void store(std::uint64_t* p, Register v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+  }
+};
+#else
+struct Integers {
+  static constexpr std::size_t width = Vec<double>::width;
+  struct Register {
+    std::uint64_t lane[width];
+  };
+  QEXP_INLINE Register zero() { return {}; }
+  QEXP_INLINE Register truncated(Vec<double>::Register x) {
+    double value[width];
+    Vec<double>::store(value, x);
+    Register r;
+    for (std::size_t i = 0; i < width; ++i) {
+      r.lane[i] = static_cast<std::uint64_t>(static_cast<std::int64_t>(value[i]));
+    }
+    return r;
+  }
+  QEXP_INLINE Register add(Register a, Register b) {
+    for (std::size_t i = 0; i < width; ++i) a.lane[i] += b.lane[i];
+    return a;
+  }
+  QEXP_INLINE void store(std::uint64_t* p, Register v) {
+    for (std::size_t i = 0; i < width; ++i) p[i] = v.lane[i];
+  }
+};
+#endif
+static_assert(Integers::width == Vec<double>::width);
+
 }  // namespace
+
+double sum_of_squares(const double* x, std::size_t n) {
+  return sum_in_lanes(x, n);
+}
+
+void scale_or_null(const double* from, std::size_t n, double factor, bool keep, double* to) {
+  for (std::size_t j = 0; j < n; ++j) to[j] = choose(keep, from[j] * factor, 0.0);
+}
+
+void lattice_outer_tile(const double* left, std::size_t left_stride, const double* right,
+                        std::size_t right_stride, std::size_t m, std::size_t rows,
+                        std::size_t columns, std::uint64_t* total, std::size_t total_stride) {
+  using Real = Vec<double>;
+  // A strip of four registers by four rows at a time: sixteen sums and four factors fit the
+  // register file.
+  constexpr std::size_t strip = 4;
+  for (std::size_t c = 0; c < columns; c += strip * Real::width) {
+    Integers::Register sum[outer_rows][strip];
+    for (auto& row : sum) {
+      for (auto& lane : row) lane = Integers::zero();
+    }
+    for (std::size_t i = 0; i < m; ++i) {
+      Real::Register a[strip];
+      for (std::size_t s = 0; s < strip; ++s) {
+        a[s] = Real::load(right + i * right_stride + c + s * Real::width);
+      }
+      for (std::size_t r = 0; r < outer_rows; ++r) {
+        const Real::Register d = Real::broadcast(left[i * left_stride + r]);
+        for (std::size_t s = 0; s < strip; ++s) {
+          sum[r][s] = Integers::add(sum[r][s], Integers::truncated(Real::mul(d, a[s])));
+        }
+      }
+    }
+    for (std::size_t r = 0; r < rows; ++r) {
+      std::uint64_t value[strip * Real::width];
+      for (std::size_t s = 0; s < strip; ++s) Integers::store(value + s * Real::width, sum[r][s]);
+      const std::size_t end = columns - c < strip * Real::width ? columns - c : strip * Real::width;
+      for (std::size_t j = 0; j < end; ++j) total[r * total_stride + c + j] += value[j];
+    }
+  }
+}
 
 void lattice_vector(const double* row, std::size_t k, const LatticeScale& scale, std::int64_t* z) {
   // A norm that overflows makes the factor 0, a NaN makes it NaN: the record is then null.
-  const double norm = __builtin_sqrt(sum_of_squares(row, k));
+  const double norm = __builtin_sqrt(sum_in_lanes(row, k));
   const double ratio = scale.clipping_norm * (1.0 - clipping_margin) / norm;
   const double factor = scale.units_per_norm * choose(ratio >= 1.0, 1.0, ratio);
   unsigned __int128 squares = 0;

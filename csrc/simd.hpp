@@ -79,7 +79,8 @@ QEXP_DEFINE_VEC(float, float, 1, *p, *p = v, s, a + b, a - b, a* b, __builtin_fm
 
 #undef QEXP_DEFINE_VEC
 
-// swap_lanes<H>(v): lane i of the result is lane i XOR H of v, for H a power of two below the width.
+// swap_lanes<H>(v): lane i of the result is lane i XOR H of v, for H a power of two below the
+// width.
 #if defined(__AVX512F__)
 // Full masks instead of the unmasked intrinsics: GCC 12 warns of an uninitialised operand in those.
 template <std::size_t H>

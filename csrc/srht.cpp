@@ -41,9 +41,8 @@ struct Plan {
   std::size_t n = map.padded();
   Split s = split<T>(n);
   // Sub-transforms that hold more than padding, rounded up to what the last step reads at once.
-  std::size_t live = std::min(
-      s.rows, (((map.p + s.stride - 1) / s.stride) + columns_digit - 1) / columns_digit *
-                  columns_digit);
+  std::size_t live = std::min(s.rows, (((map.p + s.stride - 1) / s.stride) + columns_digit - 1) /
+                                          columns_digit * columns_digit);
   T scale = static_cast<T>(map.scale);
 };
 

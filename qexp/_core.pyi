@@ -21,6 +21,14 @@ def lattice_sum(
     clipping_norm: float,
     bound: int,
 ) -> None: ...
+def lattice_sum_outer(
+    factors: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+    total: NDArray[np.int64],
+    *,
+    units_per_norm: float,
+    clipping_norm: float,
+    bound: int,
+) -> None: ...
 
 # -------------------------------------------------------------------------- bind_config.cpp
 

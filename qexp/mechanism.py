@@ -128,8 +128,7 @@ def sample_private_weights(
     if ledger is None:
         noisy = _draw(whitened, curvature, n, lattice, bits)
     else:
-        charge = lattice.mu * _sensitivity_factor(ledger.neighboring_relation)
-        with ledger.reserve(charge, label) as reservation:
+        with ledger.reserve(lattice.mu, label) as reservation:
             noisy = _draw(whitened, curvature, n, lattice, bits)
             reservation.commit()
 

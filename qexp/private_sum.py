@@ -34,8 +34,8 @@ __all__ = ["Lattice", "NoisySum", "lattice_for", "private_sum"]
 _DEFAULT_BITS: Final = 32
 # B of at least 2²⁵ keeps the clipping margin of 2⁻²⁰ many lattice units wide.
 _LEAST_BOUND_BITS: Final = 25
-# Squares of entries up to 2⁵² fit the exact norm's arithmetic.
-_MOST_BOUND_BITS: Final = 52
+# What the kernels' integer arithmetic has room for.
+_MOST_BOUND_BITS: Final = 51
 # A draw takes 17.6 words on average. A first guess only: missing words are fetched.
 _WORDS_PER_DRAW: Final = 18
 _MOST_WORDS_AT_ONCE: Final = 2**18

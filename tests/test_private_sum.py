@@ -63,7 +63,7 @@ def test_a_lattice_never_claims_more_than_mu_and_hardly_less(mu, clipping_norm, 
     assert Fraction(lattice.bound, 2**lattice.bits) <= Fraction(mu)
     assert lattice.mu == Fraction(lattice.bound, 2**lattice.bits)
     assert lattice.mu >= mu * (1 - 2.0**-24)
-    assert 2**24 <= lattice.bound <= 2**52
+    assert 2**24 <= lattice.bound <= 2**51
     assert n_records * lattice.bound + 12 * 2**lattice.bits < 2**63
 
 

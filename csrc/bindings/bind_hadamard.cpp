@@ -98,8 +98,8 @@ void bind_srht(py::module_& module) {
       [](const Array<T>& u, const Array<std::uint64_t>& signs, const Array<std::int64_t>& indices,
          double scale, Array<T> out) {
         const std::span<const T> source = input(u, 2, "u");
-        require(out.ndim() == 2, "out has " + std::to_string(out.ndim()) +
-                                     " dimensions; it needs 2");
+        require(out.ndim() == 2,
+                "out has " + std::to_string(out.ndim()) + " dimensions; it needs 2");
         const Srht map = srht_map(extent(out, 1), signs, indices, scale);
         require(extent(u, 1) == map.k(), "u has " + std::to_string(u.shape(1)) +
                                              " columns; it needs one for each of the " +

@@ -1,9 +1,9 @@
-#include "fwht.hpp"
-
 #include <doctest/doctest.h>
 
 #include <cstring>
 #include <vector>
+
+#include "fwht.hpp"
 
 namespace {
 

@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -110,3 +111,104 @@ TEST_CASE("every instruction set gives the same bits") {
   CHECK(portable == active);
 }
 #endif
+
+namespace {
+
+struct Layer {
+  std::size_t n_left, n_right;
+  std::vector<double> left, right;
+
+  Layer(std::size_t m, std::size_t l, std::size_t r, unsigned seed)
+      : n_left(l), n_right(r), left(normals(m * l, 1.0, seed)), right(normals(m * r, 1.0, ~seed)) {}
+  qexp::OuterProducts view() const { return {left.data(), right.data(), n_left, n_right}; }
+};
+
+std::vector<std::uint64_t> outer_sum(const std::vector<Layer>& layers, std::size_t m,
+                                     const qexp::LatticeScale& scale) {
+  std::vector<qexp::OuterProducts> views;
+  std::size_t entries = 0;
+  for (const Layer& layer : layers) {
+    views.push_back(layer.view());
+    entries += layer.n_left * layer.n_right;
+  }
+  std::vector<std::uint64_t> total(entries, 3);
+  qexp::lattice_sum_outer(views, m, scale, total.data());
+  return total;
+}
+
+}  // namespace
+
+TEST_CASE("outer products sum like the rows they stand for, and one record keeps to the bound") {
+  const std::int64_t bound = std::int64_t{1} << 34;
+  const qexp::LatticeScale scale{std::ldexp(1.0, 34) / 5.0, 5.0, bound};
+  for (std::size_t m : {1u, 3u, 70u}) {
+    const std::vector<Layer> layers{{m, 1, 1, 1}, {m, 6, 35, 2}, {m, 64, 257, 3}, {m, 10, 64, 4}};
+    std::vector<double> rows;
+    for (std::size_t i = 0; i < m; ++i) {
+      for (const Layer& layer : layers) {
+        for (std::size_t j = 0; j < layer.n_left; ++j) {
+          for (std::size_t c = 0; c < layer.n_right; ++c) {
+            rows.push_back(layer.left[i * layer.n_left + j] * layer.right[i * layer.n_right + c]);
+          }
+        }
+      }
+    }
+    const std::size_t k = rows.size() / m;
+    std::vector<std::uint64_t> dense(k, 3);
+    qexp::lattice_sum(rows.data(), m, k, k, scale, dense.data());
+    for (int threads : {1, 3}) {
+      qexp::set_num_threads(threads);
+      const auto total = outer_sum(layers, m, scale);
+      REQUIRE(total.size() == k);
+      // The two clip in a different order of roundings: each record may differ by a unit.
+      std::int64_t worst = 0;
+      Vector z(k);
+      for (std::size_t j = 0; j < k; ++j) {
+        worst = std::max(worst, std::abs(static_cast<std::int64_t>(total[j] - dense[j])));
+        z[j] = static_cast<std::int64_t>(total[j] - 3);
+      }
+      CHECK(worst <= static_cast<std::int64_t>(m));
+      if (m == 1) {
+        CHECK(squared_norm(z) <=
+              static_cast<unsigned __int128>(bound) * static_cast<unsigned __int128>(bound));
+        CHECK(std::sqrt(static_cast<double>(squared_norm(z))) >
+              0.999998 * static_cast<double>(bound));
+      }
+    }
+  }
+}
+
+TEST_CASE("a bad factor nulls its own record in every layer and no other") {
+  const qexp::LatticeScale scale{std::ldexp(1.0, 30), 1.0, std::int64_t{1} << 30};
+  const std::size_t m = 5;
+  const std::vector<Layer> clean{{m, 3, 40, 7}, {m, 2, 5, 8}};
+  auto without = clean;
+  for (Layer& layer : without) {
+    std::fill_n(layer.left.begin() + 2 * static_cast<std::ptrdiff_t>(layer.n_left), layer.n_left,
+                0.0);
+  }
+  const auto expected = outer_sum(without, m, scale);
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const double inf = std::numeric_limits<double>::infinity();
+  for (double value : {nan, inf, -inf, 1e200, -1e308}) {
+    for (int layer : {0, 1}) {
+      auto bad = clean;
+      bad[layer].right[2 * bad[layer].n_right + 1] = value;
+      CHECK(outer_sum(bad, m, scale) == expected);
+      bad = clean;
+      bad[layer].left[2 * bad[layer].n_left] = value;
+      CHECK(outer_sum(bad, m, scale) == expected);
+    }
+  }
+}
+
+TEST_CASE("factors that underflow when squared still keep to the bound") {
+  const std::int64_t bound = std::int64_t{1} << 30;
+  const qexp::LatticeScale scale{std::ldexp(1.0, 30) / 1e-12, 1e-12, bound};
+  std::vector<Layer> layers{{1, 1, 2, 1}};
+  layers[0].left = {1e-163};
+  layers[0].right = {1e153, 1e153};
+  for (std::uint64_t z : outer_sum(layers, 1, scale)) {
+    CHECK(std::abs(static_cast<std::int64_t>(z - 3)) <= bound);
+  }
+}

@@ -1,5 +1,3 @@
-#include "srht.hpp"
-
 #include <doctest/doctest.h>
 
 #include <bit>
@@ -7,6 +5,7 @@
 #include <vector>
 
 #include "parallel.hpp"
+#include "srht.hpp"
 
 namespace {
 

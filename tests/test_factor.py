@@ -272,9 +272,9 @@ def test_other_dtypes_and_layouts_are_refused_rather_than_copied():
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match=r"\(4,\).*not a matrix"):
         _core.cholesky_inplace(np.ones(4))
-    with pytest.raises(ValueError, match="3 by 4.*square"):
+    with pytest.raises(ValueError, match=r"3 by 4.*square"):
         _core.cholesky_inplace(np.ones((3, 4)))
-    with pytest.raises(ValueError, match="5 columns.*4 by 4"):
+    with pytest.raises(ValueError, match=r"5 columns.*4 by 4"):
         _core.gram_accumulate(np.eye(4), np.ones((3, 5)), 1.0)
     with pytest.raises(ValueError, match=r"\(5, 2\).*\(4, 4\).*'left'"):
         _core.triangular_solve(np.eye(4), np.ones((5, 2)), side="left", transpose=False)

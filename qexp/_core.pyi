@@ -62,6 +62,24 @@ def triangular_condition(l: _Matrix) -> float: ...
 
 # ------------------------------------------------------------------------ bind_hadamard.cpp
 
+_Real = TypeVar("_Real", np.float32, np.float64)
+
+def fwht(rows: NDArray[_Real]) -> None: ...
+def srht_forward(
+    rows: NDArray[_Real],
+    signs: NDArray[np.uint64],
+    indices: NDArray[np.int64],
+    scale: float,
+    out: NDArray[_Real],
+) -> None: ...
+def srht_adjoint(
+    u: NDArray[_Real],
+    signs: NDArray[np.uint64],
+    indices: NDArray[np.int64],
+    scale: float,
+    out: NDArray[_Real],
+) -> None: ...
+
 # ------------------------------------------------------------------------ bind_networks.cpp
 
 class Network:

@@ -1,4 +1,5 @@
 #include <bit>
+#include <cstdlib>
 
 #include "bindings.hpp"
 #include "fwht.hpp"
@@ -21,7 +22,7 @@ Rows<T> rows_of(const Array<T>& a, const char* name) {
   require(a.ndim() == 2,
           label + " has " + std::to_string(a.ndim()) + " dimensions; it needs 2 (rows, numbers)");
   constexpr auto item = static_cast<py::ssize_t>(sizeof(T));
-  require(a.shape(1) <= 1 || a.strides(1) == item,
+  require(a.size() == 0 || a.shape(1) == 1 || a.strides(1) == item,
           label + " has gaps between the numbers of a row; make a contiguous copy first");
   require(a.shape(0) <= 1 || a.strides(0) % item == 0,
           label + " has rows that are not a whole number of items apart; copy it first");

@@ -1,3 +1,123 @@
+// Fast Walsh-Hadamard transform: rows of n = 2^b numbers, in place, x <- H x with H_ij = (-1)^<i,j>
+// (Hadamard order, unnormalised, so H H = n I).
+//
+// Butterflies run through the bits of the index in ascending order, as in the textbook loop, and
+// are additions and subtractions alone. Blocking, vectors and threads choose only *when* a
+// butterfly is computed, so every output has the same bits on every instruction set, with any
+// number of threads, and wherever its row stands in the batch.
+//
+// For large n the time goes to memory. A row is therefore cut twice: leaves that fit the first-level
+// cache are transformed whole, then all higher bits are done at once, column panel by column panel,
+// in a small buffer beside the row (a power-of-two stride would map a panel left in place onto very
+// few cache sets).
 #pragma once
 
-namespace qexp {}
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#include "dispatch.hpp"
+#include "parallel.hpp"
+
+namespace qexp {
+
+// In place on `rows` rows of n numbers each (n a power of two), the first elements of consecutive
+// rows row_stride apart.
+template <class T>
+void fwht(T* data, std::size_t rows, std::size_t n, std::ptrdiff_t row_stride);
+
+extern template void fwht<float>(float*, std::size_t, std::size_t, std::ptrdiff_t);
+extern template void fwht<double>(double*, std::size_t, std::size_t, std::ptrdiff_t);
+
+// ---------------------------------------------------------------- parts shared with srht.cpp
+
+QEXP_DECLARE_PER_ISA(
+    /* In place on n contiguous numbers that fit the first-level cache. */
+    template <class T> void fwht_leaf(T* x, std::size_t n);
+
+    /* Transforms `width` adjacent columns of a matrix with `rows` rows (a power of two, at least
+       two) from source to target, which may be the same. Rows from `live` on (a multiple of
+       columns_digit, or all) are zero and are not read. `panel` holds rows * width numbers; it may
+       itself be the target, with stride `width`. */
+    template <class T> void fwht_columns(const T* source, std::size_t source_stride, T* target,
+                                         std::size_t target_stride, std::size_t rows,
+                                         std::size_t live, std::size_t width, T* panel);
+
+    /* target[i] = (-1)^s source[i] * scale, s = bit first + i of signs. */
+    template <class T> void signed_scale(const T* source, const std::uint64_t* signs,
+                                         std::size_t first, std::size_t count, T scale, T* target))
+
+namespace fwht_parts {
+
+// Rows whose butterflies fwht_columns reads from the source in one go.
+inline constexpr std::size_t columns_digit = 8;
+
+template <class T>
+inline constexpr std::size_t leaf_size = 16384 / sizeof(T);
+
+// The last step of a transform of n numbers: `rows` transforms of `stride` numbers each, then
+// columns over them. rows == 1: n fits a leaf.
+struct Split {
+  std::size_t rows;
+  std::size_t stride;
+  std::size_t width;  // columns a panel
+};
+
+template <class T>
+constexpr Split split(std::size_t n) {
+  constexpr std::size_t leaf = leaf_size<T>;
+  constexpr std::size_t second_level = 524288 / sizeof(T);
+  constexpr std::size_t most_rows = 256;
+  if (n <= leaf) return {1, n, n};
+  std::size_t rows = n / leaf;
+  if (rows > most_rows) rows = std::min(most_rows, n / second_level);
+  return {rows, n / rows, std::max<std::size_t>(256, 32768 / rows) / sizeof(T)};
+}
+
+inline constexpr std::size_t alignment = 64;
+struct FreeAligned {
+  void operator()(void* p) const { ::operator delete(p, std::align_val_t{alignment}); }
+};
+template <class T>
+using Buffer = std::unique_ptr<T[], FreeAligned>;
+
+// Uninitialised, so that memory no thread touches is never committed.
+template <class T>
+Buffer<T> make_buffer(std::size_t count) {
+  return Buffer<T>(
+      static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{alignment})));
+}
+
+// Room for the widest panel of any split, on the stack of the thread that works in it.
+template <class T>
+struct Panel {
+  static constexpr std::size_t bytes = 65536;
+  alignas(alignment) T values[bytes / sizeof(T)];
+};
+
+template <class T>
+void columns_in_place(T* x, const Split& s, std::size_t column, Panel<T>& panel) {
+  QEXP_DISPATCH(fwht_columns<T>)
+  (x + column, s.stride, x + column, s.stride, s.rows, s.rows, s.width, panel.values);
+}
+
+// Transforms the n numbers at x, which are numbers `offset` and on of their row. fill(offset,
+// count, x) puts a leaf's numbers in place just before they are used.
+template <class T, class Fill>
+void transform(T* x, std::size_t n, std::size_t offset, Panel<T>& panel, const Fill& fill) {
+  const Split s = split<T>(n);
+  if (s.rows == 1) {
+    fill(offset, n, x);
+    QEXP_DISPATCH(fwht_leaf<T>)(x, n);
+    return;
+  }
+  for (std::size_t i = 0; i < s.rows; ++i) {
+    transform(x + i * s.stride, s.stride, offset + i * s.stride, panel, fill);
+  }
+  for (std::size_t c = 0; c < s.stride; c += s.width) columns_in_place(x, s, c, panel);
+}
+
+}  // namespace fwht_parts
+}  // namespace qexp

@@ -1,1 +1,223 @@
+// The Walsh-Hadamard kernels that live in registers and the first-level cache; see fwht.hpp.
 #include "simd.hpp"
+
+namespace qexp::QEXP_ISA {
+namespace {
+
+template <class T>
+using Register = typename Vec<T>::Register;
+
+// +1 where bit H of the lane's number is clear, -1 where it is set.
+template <class T, std::size_t H>
+struct LaneSigns {
+  alignas(64) T value[Vec<T>::width];
+  constexpr LaneSigns() : value() {
+    for (std::size_t i = 0; i < Vec<T>::width; ++i) value[i] = (i & H) ? T(-1) : T(1);
+  }
+};
+template <class T, std::size_t H>
+constexpr LaneSigns<T, H> lane_signs;
+
+// Butterflies between lanes H apart: a + b in the lower one, a - b in the upper one. The product
+// with +-1 is exact, so a fused and an unfused multiply-add round alike.
+template <class T, std::size_t H, std::size_t N>
+QEXP_INLINE void butterflies_in_lanes(Register<T> (&r)[N]) {
+  if constexpr (H < Vec<T>::width) {
+    const Register<T> signs = Vec<T>::load(lane_signs<T, H>.value);
+#pragma GCC unroll 16
+    for (std::size_t i = 0; i < N; ++i) r[i] = Vec<T>::fma(r[i], signs, swap_lanes<H>(r[i]));
+    butterflies_in_lanes<T, 2 * H>(r);
+  }
+}
+
+template <class T, std::size_t H, std::size_t N>
+QEXP_INLINE void butterflies(Register<T> (&r)[N]) {
+  if constexpr (H < N) {
+#pragma GCC unroll 16
+    for (std::size_t i = 0; i < N; ++i) {
+      if ((i & H) == 0) {
+        const Register<T> a = r[i], b = r[i + H];
+        r[i] = Vec<T>::add(a, b);
+        r[i + H] = Vec<T>::sub(a, b);
+      }
+    }
+    butterflies<T, 2 * H>(r);
+  }
+}
+
+// Whole transforms of N registers, one after another.
+template <class T, std::size_t N>
+void base(T* x, std::size_t n) {
+  constexpr std::size_t width = Vec<T>::width;
+  for (T* end = x + n; x != end; x += N * width) {
+    Register<T> r[N];
+#pragma GCC unroll 16
+    for (std::size_t i = 0; i < N; ++i) r[i] = Vec<T>::load(x + i * width);
+    butterflies_in_lanes<T, 1>(r);
+    butterflies<T, 1>(r);
+#pragma GCC unroll 16
+    for (std::size_t i = 0; i < N; ++i) Vec<T>::store(x + i * width, r[i]);
+  }
+}
+
+// `width` columns of R rows each.
+template <class T, std::size_t R>
+void radix(const T* source, std::size_t source_stride, T* target, std::size_t target_stride,
+           std::size_t width) {
+  for (std::size_t c = 0; c < width; c += Vec<T>::width) {
+    Register<T> r[R];
+#pragma GCC unroll 16
+    for (std::size_t i = 0; i < R; ++i) r[i] = Vec<T>::load(source + i * source_stride + c);
+    butterflies<T, 1>(r);
+#pragma GCC unroll 16
+    for (std::size_t i = 0; i < R; ++i) Vec<T>::store(target + i * target_stride + c, r[i]);
+  }
+}
+
+template <class T>
+void radix(std::size_t rows, const T* source, std::size_t source_stride, T* target,
+           std::size_t target_stride, std::size_t width) {
+  switch (rows) {
+    case 2:
+      return radix<T, 2>(source, source_stride, target, target_stride, width);
+    case 4:
+      return radix<T, 4>(source, source_stride, target, target_stride, width);
+    case 8:
+      return radix<T, 8>(source, source_stride, target, target_stride, width);
+    default:
+      return radix<T, 16>(source, source_stride, target, target_stride, width);
+  }
+}
+
+// Half of the registers, so that a butterfly's temporaries fit beside them.
+constexpr std::size_t most_registers = register_count / 2;
+
+template <class T>
+void textbook(T* x, std::size_t n) {
+  for (std::size_t h = 1; h < n; h *= 2) {
+    for (std::size_t i = 0; i < n; ++i) {
+      if ((i & h) == 0) {
+        const T a = x[i], b = x[i + h];
+        x[i] = a + b;
+        x[i + h] = a - b;
+      }
+    }
+  }
+}
+
+// The stages from stride h on, in place.
+template <class T>
+void upper_stages(T* x, std::size_t n, std::size_t h) {
+  while (h < n) {
+    const std::size_t rest = n / h;
+    const std::size_t digit = rest <= most_registers ? rest : 8;
+    for (std::size_t i = 0; i < n; i += digit * h) radix(digit, x + i, h, x + i, h, h);
+    h *= digit;
+  }
+}
+
+template <class T>
+void leaf(T* x, std::size_t n) {
+  constexpr std::size_t width = Vec<T>::width;
+  if (n < width) return textbook(x, n);
+  switch (n / width) {
+    case 1:
+      return base<T, 1>(x, n);
+    case 2:
+      return base<T, 2>(x, n);
+    case 4:
+      return base<T, 4>(x, n);
+    case 8:
+      return base<T, 8>(x, n);
+    default:
+      base<T, most_registers>(x, n);
+      return upper_stages(x, n, most_registers * width);
+  }
+}
+
+template <class T>
+void columns(const T* source, std::size_t source_stride, T* target, std::size_t target_stride,
+             std::size_t rows, std::size_t live, std::size_t width, T* panel) {
+  constexpr std::size_t digit = 8;
+  if (rows <= digit) return radix(rows, source, source_stride, target, target_stride, width);
+  for (std::size_t i = 0; i < live; i += digit) {
+    radix<T, digit>(source + i * source_stride, source_stride, panel + i * width, width, width);
+  }
+  for (std::size_t i = live * width; i < rows * width; ++i) panel[i] = T(0);
+  std::size_t h = digit;
+  while (rows / h > digit) {
+    for (std::size_t i = 0; i < rows; i += digit * h) {
+      radix<T, digit>(panel + i * width, h * width, panel + i * width, h * width, h * width);
+    }
+    h *= digit;
+  }
+  for (std::size_t i = 0; i < h; ++i) {
+    radix(rows / h, panel + i * width, h * width, target + i * target_stride, h * target_stride,
+          width);
+  }
+}
+
+template <class T>
+struct BitsOf;
+template <>
+struct BitsOf<float> {
+  using type = std::uint32_t;
+};
+template <>
+struct BitsOf<double> {
+  using type = std::uint64_t;
+};
+
+template <class T>
+void scaled(const T* source, const std::uint64_t* signs, std::size_t first, std::size_t count,
+            T scale, T* target) {
+  using Bits = typename BitsOf<T>::type;
+  constexpr unsigned top = 8 * sizeof(T) - 1;
+  constexpr std::size_t chunk = 8 * sizeof(T);
+  while (count > 0) {
+    const std::size_t shift = first % chunk;
+    const std::size_t run = count < chunk - shift ? count : chunk - shift;
+    const Bits word = static_cast<Bits>(signs[first / 64] >> (first % 64));
+    for (std::size_t i = 0; i < run; ++i) {
+      const T product = source[i] * scale;
+      Bits bits;
+      __builtin_memcpy(&bits, &product, sizeof bits);
+      bits ^= (word >> i) << top;
+      __builtin_memcpy(target + i, &bits, sizeof bits);
+    }
+    first += run;
+    count -= run;
+    source += run;
+    target += run;
+  }
+}
+
+}  // namespace
+
+template <class T>
+void fwht_leaf(T* x, std::size_t n) {
+  leaf(x, n);
+}
+
+template <class T>
+void fwht_columns(const T* source, std::size_t source_stride, T* target, std::size_t target_stride,
+                  std::size_t rows, std::size_t live, std::size_t width, T* panel) {
+  columns(source, source_stride, target, target_stride, rows, live, width, panel);
+}
+
+template <class T>
+void signed_scale(const T* source, const std::uint64_t* signs, std::size_t first,
+                  std::size_t count, T scale, T* target) {
+  scaled(source, signs, first, count, scale, target);
+}
+
+#define QEXP_INSTANTIATE_FWHT(T)                                                                   \
+  template void fwht_leaf(T*, std::size_t);                                                        \
+  template void fwht_columns(const T*, std::size_t, T*, std::size_t, std::size_t, std::size_t,     \
+                             std::size_t, T*);                                                     \
+  template void signed_scale(const T*, const std::uint64_t*, std::size_t, std::size_t, T, T*);
+QEXP_INSTANTIATE_FWHT(float)
+QEXP_INSTANTIATE_FWHT(double)
+#undef QEXP_INSTANTIATE_FWHT
+
+}  // namespace qexp::QEXP_ISA

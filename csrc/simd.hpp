@@ -79,4 +79,66 @@ QEXP_DEFINE_VEC(float, float, 1, *p, *p = v, s, a + b, a - b, a* b, __builtin_fm
 
 #undef QEXP_DEFINE_VEC
 
+// swap_lanes<H>(v): lane i of the result is lane i XOR H of v, for H a power of two below the width.
+#if defined(__AVX512F__)
+// Full masks instead of the unmasked intrinsics: GCC 12 warns of an uninitialised operand in those.
+template <std::size_t H>
+QEXP_INLINE __m512d swap_lanes(__m512d v) {
+  if constexpr (H == 1) return _mm512_maskz_permute_pd(0xFF, v, 0x55);
+  if constexpr (H == 2) return _mm512_maskz_permutex_pd(0xFF, v, 0x4E);
+  if constexpr (H == 4) return _mm512_maskz_shuffle_f64x2(0xFF, v, v, 0x4E);
+}
+template <std::size_t H>
+QEXP_INLINE __m512 swap_lanes(__m512 v) {
+  if constexpr (H == 1) return _mm512_maskz_permute_ps(0xFFFF, v, 0xB1);
+  if constexpr (H == 2) return _mm512_maskz_permute_ps(0xFFFF, v, 0x4E);
+  if constexpr (H == 4) return _mm512_maskz_shuffle_f32x4(0xFFFF, v, v, 0xB1);
+  if constexpr (H == 8) return _mm512_maskz_shuffle_f32x4(0xFFFF, v, v, 0x4E);
+}
+#elif defined(__AVX2__)
+template <std::size_t H>
+QEXP_INLINE __m256d swap_lanes(__m256d v) {
+  if constexpr (H == 1) return _mm256_permute_pd(v, 0x5);
+  if constexpr (H == 2) return _mm256_permute2f128_pd(v, v, 0x01);
+}
+template <std::size_t H>
+QEXP_INLINE __m256 swap_lanes(__m256 v) {
+  if constexpr (H == 1) return _mm256_permute_ps(v, 0xB1);
+  if constexpr (H == 2) return _mm256_permute_ps(v, 0x4E);
+  if constexpr (H == 4) return _mm256_permute2f128_ps(v, v, 0x01);
+}
+#elif defined(__SSE2__)
+template <std::size_t H>
+QEXP_INLINE __m128d swap_lanes(__m128d v) {
+  return _mm_shuffle_pd(v, v, 0x1);
+}
+template <std::size_t H>
+QEXP_INLINE __m128 swap_lanes(__m128 v) {
+  if constexpr (H == 1) return _mm_shuffle_ps(v, v, 0xB1);
+  if constexpr (H == 2) return _mm_shuffle_ps(v, v, 0x4E);
+}
+#elif defined(__aarch64__)
+template <std::size_t H>
+QEXP_INLINE float64x2_t swap_lanes(float64x2_t v) {
+  return vextq_f64(v, v, 1);
+}
+template <std::size_t H>
+QEXP_INLINE float32x4_t swap_lanes(float32x4_t v) {
+  if constexpr (H == 1) return vrev64q_f32(v);
+  if constexpr (H == 2) return vextq_f32(v, v, 2);
+}
+#else
+template <std::size_t H, class T>
+QEXP_INLINE T swap_lanes(T v) {
+  return v;  // never called: there is one lane
+}
+#endif
+
+// How many registers a kernel may keep live without spilling.
+#if defined(__AVX512F__) || defined(__aarch64__)
+inline constexpr std::size_t register_count = 32;
+#else
+inline constexpr std::size_t register_count = 16;
+#endif
+
 }  // namespace qexp::QEXP_ISA

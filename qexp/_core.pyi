@@ -10,6 +10,18 @@ from numpy.typing import NDArray
 
 # ------------------------------------------------------------------------ bind_boundary.cpp
 
+def draw_lattice_normals(
+    words: NDArray[np.uint64], lattice_bits: int, out: NDArray[np.int64]
+) -> tuple[int, int]: ...
+def lattice_sum(
+    rows: NDArray[np.float64],
+    total: NDArray[np.int64],
+    *,
+    units_per_norm: float,
+    clipping_norm: float,
+    bound: int,
+) -> None: ...
+
 # -------------------------------------------------------------------------- bind_config.cpp
 
 __version__: str

@@ -1,7 +1,10 @@
 """Perceptrons: right gradients and curvature, and rows that depend on their record alone."""
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -300,6 +303,36 @@ def test_threads_do_not_change_bits_of_a_larger_model(dtype):
             np.testing.assert_array_equal(bits(first), bits(second))
 
 
+DIGEST = """
+import hashlib, numpy as np
+from qexp import _core
+from qexp.models import mlp
+digest = hashlib.sha256()
+for dtype in (np.float32, np.float64):
+    model = mlp([37, 21, 5], dtype=dtype)
+    X = np.random.default_rng(0).normal(size=(50, 37))
+    for block in model.gradient_blocks(X, np.arange(50) % 5).blocks():
+        digest.update(block.tobytes())
+print(_core.isa(), digest.hexdigest())
+"""
+
+
+@pytest.mark.skipif(_core.isa() != "avx512", reason="needs a processor with AVX-512")
+def test_avx2_and_avx512_give_the_same_rows():
+    narrow, wide = (
+        subprocess.run(
+            [sys.executable, "-c", DIGEST],
+            env={**os.environ, "QEXP_ISA": isa},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for isa in ("avx2", "avx512")
+    )
+    assert (narrow[0], wide[0]) == ("avx2", "avx512")
+    assert narrow[1] == wide[1]
+
+
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("sizes", ARCHITECTURES)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 1e300])
@@ -522,9 +555,9 @@ X, Y = data(MODEL, 5)
     ("call", "error", "message"),
     [
         (lambda: mlp([6]), ValueError, "number of features and that of classes"),
-        (lambda: mlp([6, 0, 2]), ValueError, "at least 1"),
+        (lambda: mlp([6, 0, 2]), ValueError, "of at least 1"),
         (lambda: mlp([6, 1]), ValueError, "at least 2"),
-        (lambda: mlp([6.0, 2]), TypeError, "must be an integer"),
+        (lambda: mlp([6.0, 2]), TypeError, "an integer"),
         (lambda: mlp([6, 2], activation="gelu"), ValueError, "'tanh' or 'relu'"),
         (lambda: mlp([6, 2], dtype=np.float16), TypeError, "float32 or float64"),
         (lambda: softmax_regression(6, 1), ValueError, "at least 2"),
@@ -541,7 +574,7 @@ X, Y = data(MODEL, 5)
         (lambda: MODEL.gradient_blocks(X, Y[:4]), ValueError, r"must be \(5,\)"),
         (lambda: MODEL.gradient_blocks(X, Y[:, None]), ValueError, r"must be \(5,\)"),
         (lambda: MODEL.gradient_blocks(X, Y.astype(str)), TypeError, "classes 0..3"),
-        (lambda: MODEL.gradient_blocks(X, Y, block_size=0), ValueError, "at least 1"),
+        (lambda: MODEL.gradient_blocks(X, Y, block_size=0), ValueError, "of at least 1"),
         (lambda: MODEL.gradient_blocks(X, Y, block_size=1.5), TypeError, "integer"),
         (lambda: MODEL.curvature_blocks(X, labels="true"), ValueError, "'sampled'"),
         (lambda: MODEL.curvature_blocks(X, labels="given"), ValueError, "only with it"),

@@ -75,7 +75,7 @@ T* write_outer_product(const T* delta, std::ptrdiff_t rows, const T* input, std:
 template <class T>
 struct Network<T>::Workspace {
   Workspace(const Network& network, std::size_t records, std::size_t rows_per_record)
-      : scratch(network.layers_.front().forward.scratch_size()),
+      : scratch(scratch_size(network, records, rows_per_record)),
         classes(static_cast<std::ptrdiff_t>(network.classes())),
         sums(records * network.classes()),
         memory(records * factor_size(network, rows_per_record)) {
@@ -88,6 +88,16 @@ struct Network<T>::Workspace {
            {free + records * width, rows, static_cast<std::ptrdiff_t>(layer.outputs)}});
       free += records * width + rows * layer.outputs;
     }
+  }
+
+  static std::size_t scratch_size(const Network& network, std::size_t records,
+                                  std::size_t rows_per_record) noexcept {
+    std::size_t size = 0;
+    for (const Layer& layer : network.layers_) {
+      size = std::max({size, layer.forward.scratch_size(records),
+                       layer.backward.scratch_size(records * rows_per_record)});
+    }
+    return size;
   }
 
   static std::size_t factor_size(const Network& network, std::size_t rows_per_record) noexcept {

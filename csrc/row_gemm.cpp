@@ -75,8 +75,9 @@ std::size_t PackedMatrix<T>::panel_depth(std::size_t panel) const noexcept {
 }
 
 template <class T>
-std::size_t PackedMatrix<T>::scratch_size() const noexcept {
-  return block_tiles * tile_.rows * block_depth + tile_.rows * tile_.columns;
+std::size_t PackedMatrix<T>::scratch_size(std::size_t rows_of_a) const noexcept {
+  const std::size_t tiles = std::min(block_tiles, divide_up(rows_of_a, tile_.rows));
+  return tile_.rows * (tiles * std::min(block_depth, rows_) + tile_.columns);
 }
 
 // Tile after tile, each with its rows side by side: packed[l * tile_.rows + r] = a[r][l].
@@ -122,7 +123,7 @@ void PackedMatrix<T>::multiply_serial(RowView<const S> a, RowView<T> c, bool acc
     for (std::size_t i = 0; i < c.count; ++i) std::fill_n(c[i], columns_, T{0});
   }
   T* packed_a = scratch.data();
-  T* tile_of_c = packed_a + block_tiles * tile_.rows * block_depth;
+  T* tile_of_c = packed_a + (scratch_size(a.count) - tile_.rows * tile_.columns);
   const std::size_t panels = panel_offset_.size() - 1;
   const std::size_t block_rows = block_tiles * tile_.rows;
 
@@ -161,13 +162,14 @@ void PackedMatrix<T>::multiply(RowView<const S> a, RowView<T> c, bool accumulate
       std::clamp<std::size_t>(tiles / divide_up(work_per_thread, work_per_tile), 1,
                               static_cast<std::size_t>(num_threads()));
   const std::size_t rows_per_part = divide_up(tiles, parts) * tile_.rows;
-  const AlignedArray<T> scratch(parts * scratch_size());
+  const std::size_t scratch_per_part = scratch_size(std::min(a.count, rows_per_part));
+  const AlignedArray<T> scratch(parts * scratch_per_part);
   parallel_for(parts, 1, [&](std::size_t begin, std::size_t end) {
     for (std::size_t part = begin; part < end; ++part) {
       const std::size_t first = std::min(a.count, part * rows_per_part);
       const std::size_t m = std::min(rows_per_part, a.count - first);
       multiply_serial(a.subrows(first, m), c.subrows(first, m), accumulate,
-                      std::span<T>(scratch.data() + part * scratch_size(), scratch_size()));
+                      std::span<T>(scratch.data() + part * scratch_per_part, scratch_per_part));
     }
   });
 }

@@ -79,11 +79,11 @@ class PackedMatrix {
   void multiply(RowView<const S> a, RowView<T> c, bool accumulate = false) const;
 
   // The same on the calling thread, for callers with threads of their own.
-  // scratch.size() >= scratch_size().
+  // scratch.size() >= scratch_size(a.count).
   template <class S>
   void multiply_serial(RowView<const S> a, RowView<T> c, bool accumulate,
                        std::span<T> scratch) const noexcept;
-  std::size_t scratch_size() const noexcept;
+  std::size_t scratch_size(std::size_t rows_of_a) const noexcept;
 
  private:
   std::size_t panel_depth(std::size_t panel) const noexcept;

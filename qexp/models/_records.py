@@ -73,12 +73,3 @@ def require_classes(labels: NDArray[np.int64], n_classes: int) -> None:
             f"the label of record {record} is none of the classes 0..{n_classes - 1}; "
             "public labels must be"
         )
-
-
-def require_positive_integer(value: object, name: str) -> int:
-    """Return value as an int of at least one."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} is {value!r}; it must be an integer")
-    if value < 1:
-        raise ValueError(f"{name} is {value}; it must be at least 1")
-    return int(value)

@@ -18,14 +18,13 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from qexp import _core
+from qexp import _checks, _core
 from qexp.models._records import (
     as_features,
     as_labels,
     record_blocks,
     require_classes,
     require_finite,
-    require_positive_integer,
 )
 from qexp.models.sources import CurvatureSource, GradientSource
 
@@ -344,8 +343,8 @@ class MultilayerPerceptron:
         require_classes(labels, self.n_classes)
         for rows, block in record_blocks(features, _PREDICTION_BLOCK, self.dtype):
             require_finite(block, rows.start)
-        epochs = require_positive_integer(epochs, "epochs")
-        batch_size = min(require_positive_integer(batch_size, "batch_size"), len(labels))
+        epochs = _checks.count(epochs, "epochs")
+        batch_size = min(_checks.count(batch_size, "batch_size"), len(labels))
         if not (math.isfinite(learning_rate) and learning_rate > 0):
             raise ValueError(f"learning_rate is {learning_rate}; it must be positive and finite")
         if not (math.isfinite(weight_decay) and weight_decay >= 0):
@@ -477,7 +476,7 @@ def softmax_regression(
 
 
 def _checked_layer_sizes(layer_sizes: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(require_positive_integer(size, "a layer size") for size in layer_sizes)
+    sizes = tuple(_checks.count(size, "a layer size") for size in layer_sizes)
     if len(sizes) < 2:
         raise ValueError(
             f"layer_sizes is {sizes}; it needs the number of features and that of classes"
@@ -495,7 +494,7 @@ def _checked_dtype(dtype: DTypeLike, name: str) -> np.dtype[Any]:
 
 
 def _checked_block_size(block_size: int | None) -> int | None:
-    return None if block_size is None else require_positive_integer(block_size, "block_size")
+    return None if block_size is None else _checks.count(block_size, "block_size")
 
 
 def _require_some(n_records: int) -> None:

@@ -11,12 +11,10 @@ clipped gradients, which is where the privacy is; the rest is public arithmetic 
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
-import scipy
 from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks, _config
@@ -150,6 +148,8 @@ def sample_private_weights(
         "n_records": n,
         "generator_is_secure": noisy.generator_is_secure,
     }
+    software = _config.config()
+    del software["libraries"]  # paths of this machine
     certificate = {
         **public,
         "event": {"type": "GaussianDpEvent", "noise_multiplier": 1 / noisy.mu},
@@ -169,12 +169,7 @@ def sample_private_weights(
         },
         "generator": noisy.generator,
         "weights": _checks.array_digest(theta),
-        "software": {
-            **_config.config(),
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-            "python": platform.python_version(),
-        },
+        "software": software,
     }
     return PrivateRelease(weights=theta, _certificate=certificate, **public)
 

@@ -58,7 +58,7 @@ class PrivateRelease:
         False where the noise can be reproduced by others. Then **nothing here is private**.
     """
 
-    weights: NDArray[Any]
+    weights: NDArray[Any] = field(repr=False)
     mu: float
     epsilon: float
     delta: float
@@ -100,10 +100,10 @@ class PrivateRelease:
         }[self.neighboring_relation]
         return (
             f"Whatever anyone concludes from these weights, they could have concluded if any one "
-            f"of the {self.n_records} records {other}: no outcome is more than e^{self.epsilon:g} "
-            f"= {_factor(self.epsilon)} times as likely because of one record, except with "
-            f"probability {self.delta:g} "
-            f"(({self.epsilon:g}, {self.delta:g})-differential privacy, exactly)."
+            f"of the {self.n_records} records {other}: no conclusion becomes more than "
+            f"{_factor(self.epsilon)} times as likely because of one record, except with "
+            f"probability {self.delta:g} (this is differential privacy with epsilon "
+            f"{self.epsilon:g} and delta {self.delta:g})."
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -22,7 +22,7 @@ from qexp._progress import progress_bar
 from qexp.bits import BitGenerator, secure_generator
 from qexp.curvature import Curvature
 from qexp.privacy import PrivacyLedger, calibrate_mu
-from qexp.private_sum import NoisySum, lattice_for, private_sum
+from qexp.private_sum import Lattice, NoisySum, WhitenedBlock, lattice_for, private_sum
 from qexp.projections import Identity, Projection
 from qexp.records import RecordSource, as_record_source
 from qexp.release import PrivateRelease
@@ -175,10 +175,10 @@ def sample_private_weights(
 
 
 def _draw(
-    whitened: Iterator[NDArray[np.float64]],
+    whitened: Iterator[WhitenedBlock],
     curvature: Curvature,
     n_records: int,
-    lattice: Any,
+    lattice: Lattice,
     bits: BitGenerator,
 ) -> NoisySum:
     return private_sum(
@@ -192,9 +192,19 @@ def _draw(
 
 def _whitened_blocks(
     source: RecordSource, projection: Projection, curvature: Curvature, *, progress: bool
-) -> Iterator[NDArray[np.float64]]:
-    """Project and whiten block by block; rows stay independent of each other."""
+) -> Iterator[WhitenedBlock]:
+    """Project and whiten block by block; records stay independent of each other."""
+    in_factors = (
+        isinstance(projection, Identity)
+        and hasattr(curvature, "whiten_factors")
+        and hasattr(source, "factor_blocks")
+    )
     with progress_bar(source.n_records, "records", show=progress) as advance:
+        if in_factors:
+            for factors in source.factor_blocks():  # type: ignore[attr-defined]
+                yield curvature.whiten_factors(factors)  # type: ignore[attr-defined]
+                advance(len(factors[0][0]))
+            return
         for block in source.blocks():
             rows = _checks.real_array(block, "a block of records", 2)
             if rows.shape[1] != source.n_parameters:
@@ -212,9 +222,9 @@ def _check_dimensions(p: int, projection: Projection, curvature: Curvature) -> N
             f"projection maps {projection.n_parameters} weights, pretrained has {p}; they need "
             "the same number"
         )
-    if curvature.n_components != projection.n_components:
+    if curvature.n_parameters != projection.n_components:
         raise ValueError(
-            f"curvature has dimension {curvature.n_components}, the projected gradients "
+            f"curvature has dimension {curvature.n_parameters}, the projected gradients "
             f"{projection.n_components}; they need the same (without a projection that is the "
             "number of weights)"
         )

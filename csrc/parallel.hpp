@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <exception>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -17,7 +19,8 @@ int num_threads() noexcept;
 void set_num_threads(int count) noexcept;
 
 // Calls body(begin, end) on disjoint ranges that cover [0, count), at least `grain` items each.
-// The body must not throw. The split depends on the number of threads; results must not.
+// The split depends on the number of threads; results must not. An exception (a kernel's only one
+// is a failed allocation) reaches the caller once every range has ended.
 template <class Body>
 void parallel_for(std::size_t count, std::size_t grain, const Body& body) {
   if (count == 0) return;
@@ -28,12 +31,29 @@ void parallel_for(std::size_t count, std::size_t grain, const Body& body) {
     return;
   }
   const auto bound = [=](std::size_t i) { return count / parts * i + std::min(i, count % parts); };
-  std::vector<std::jthread> workers;
-  workers.reserve(parts - 1);
-  for (std::size_t i = 1; i < parts; ++i) {
-    workers.emplace_back([&body, begin = bound(i), end = bound(i + 1)] { body(begin, end); });
+  std::vector<std::exception_ptr> failures(parts);
+  const auto run = [&](std::size_t i) noexcept {
+    try {
+      body(bound(i), bound(i + 1));
+    } catch (...) {
+      failures[i] = std::current_exception();
+    }
+  };
+  {
+    std::vector<std::jthread> workers;
+    workers.reserve(parts - 1);
+    std::size_t started = 1;
+    try {
+      for (; started < parts; ++started) workers.emplace_back(run, started);
+    } catch (const std::system_error&) {
+      // No more threads to be had: the caller's own does the rest.
+    }
+    run(0);
+    for (; started < parts; ++started) run(started);
   }
-  body(std::size_t{0}, bound(1));
+  for (const std::exception_ptr& failure : failures) {
+    if (failure) std::rethrow_exception(failure);
+  }
 }
 
 }  // namespace qexp

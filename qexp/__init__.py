@@ -1,5 +1,61 @@
-"""qexp: fine-tune pretrained models on sensitive data with an exact privacy guarantee."""
+"""qexp: fine-tune pretrained models on sensitive data with an exact privacy guarantee.
 
+The pretrained weights, a curvature and a projection are public; the private records enter through
+one noisy sum, made in exact integer arithmetic. See :func:`sample_private_weights`.
+"""
+
+from qexp import bits
+from qexp._config import config, show_config
 from qexp._core import __version__
+from qexp._threads import register_threadpool_controller
+from qexp.curvature import (
+    Curvature,
+    DenseCurvature,
+    IdentityCurvature,
+    NotPositiveDefiniteError,
+)
+from qexp.layered import DiagonalCurvature, KroneckerCurvature, LayeredCurvature
+from qexp.mechanism import sample_private_weights
+from qexp.privacy import (
+    BudgetExceededError,
+    PrivacyLedger,
+    calibrate_mu,
+    compose_mu,
+    delta,
+    epsilon,
+    to_dp_event,
+)
+from qexp.projections import SRHT, Basis, CoordinateMask, Identity, Projection
+from qexp.records import ArrayRecords, RecordSource
+from qexp.release import PrivateRelease
 
-__all__ = ["__version__"]
+__all__ = [
+    "SRHT",
+    "ArrayRecords",
+    "Basis",
+    "BudgetExceededError",
+    "CoordinateMask",
+    "Curvature",
+    "DenseCurvature",
+    "DiagonalCurvature",
+    "Identity",
+    "IdentityCurvature",
+    "KroneckerCurvature",
+    "LayeredCurvature",
+    "NotPositiveDefiniteError",
+    "PrivacyLedger",
+    "PrivateRelease",
+    "Projection",
+    "RecordSource",
+    "__version__",
+    "bits",
+    "calibrate_mu",
+    "compose_mu",
+    "config",
+    "delta",
+    "epsilon",
+    "register_threadpool_controller",
+    "sample_private_weights",
+    "show_config",
+    "to_dp_event",
+]

@@ -1,7 +1,123 @@
 #include "bindings.hpp"
+#include "cholesky.hpp"
+#include "gram.hpp"
+#include "triangular.hpp"
 
 namespace qexp::bindings {
+namespace {
 
-void register_factor(py::module_&) {}
+std::string shape_of(const py::array& a) {
+  return py::str(a.attr("shape")).cast<std::string>();
+}
+
+// A matrix whose rows are contiguous and do not overlap; they may lie further apart, as in a slice.
+template <class T>
+MatrixView<const T> input_matrix(const Array<T>& a, const char* name) {
+  const std::string matrix = std::string(name) + ", of shape " + shape_of(a) + ",";
+  require(a.ndim() == 2, matrix + " is not a matrix");
+  constexpr auto size = static_cast<py::ssize_t>(sizeof(T));
+  const py::ssize_t rows = a.shape(0), cols = a.shape(1);
+  const bool aligned = (a.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
+  require(
+      a.size() == 0 || (aligned && (cols == 1 || a.strides(1) == size) &&
+                        (rows == 1 || (a.strides(0) >= cols * size && a.strides(0) % size == 0))),
+      matrix + " has rows that are not contiguous");
+  return {a.data(), rows, cols, a.size() == 0 || rows == 1 ? cols : a.strides(0) / size};
+}
+
+template <class T>
+MatrixView<T> output_matrix(Array<T>& a, const char* name) {
+  const MatrixView<const T> view = input_matrix(a, name);
+  require(a.writeable(), std::string(name) + " is read-only");
+  return {a.mutable_data(), view.rows, view.cols, view.stride};
+}
+
+template <class T>
+void require_square(MatrixView<T> a, const char* name) {
+  require(a.rows == a.cols, std::string(name) + " is " + std::to_string(a.rows) + " by " +
+                                std::to_string(a.cols) + "; it needs to be square");
+}
+
+template <class T>
+void require_nonzero_diagonal(MatrixView<T> l) {
+  for (std::int64_t i = 0; i < l.rows; ++i) {
+    require(l(i, i) != 0, "l is singular: its diagonal is zero at row " + std::to_string(i));
+  }
+}
+
+template <class T>
+void gram(Array<double> h, const Array<T>& rows, double weight) {
+  const auto sum = output_matrix(h, "h");
+  const auto block = input_matrix(rows, "rows");
+  require_square(sum, "h");
+  require(sum.rows == block.cols, "rows has " + std::to_string(block.cols) + " columns, but h is " +
+                                      std::to_string(sum.rows) + " by " + std::to_string(sum.cols));
+  const Blas& blas = bound_blas();
+  py::gil_scoped_release release;
+  gram_accumulate(blas, sum, block, weight);
+}
+
+template <class T>
+std::int64_t cholesky(Array<T> a) {
+  const auto matrix = output_matrix(a, "a");
+  require_square(matrix, "a");
+  const Blas& blas = bound_blas();
+  py::gil_scoped_release release;
+  return cholesky_inplace(blas, matrix).pivot;
+}
+
+template <class T>
+void solve(const Array<T>& l, Array<T> b, const std::string& side, bool transpose) {
+  require(side == "left" || side == "right", "side is '" + side + "'; it can be 'left' or 'right'");
+  const auto triangle = input_matrix(l, "l");
+  const auto unknowns = output_matrix(b, "b");
+  require_square(triangle, "l");
+  const bool left = side == "left";
+  require(triangle.rows == (left ? unknowns.rows : unknowns.cols),
+          "b, of shape " + shape_of(b) + ", does not match l, of shape " + shape_of(l) +
+              ", on side '" + side + "'");
+  require_nonzero_diagonal(triangle);
+  const Blas& blas = bound_blas();
+  py::gil_scoped_release release;
+  triangular_solve(blas, left ? Side::left : Side::right,
+                   transpose ? Transpose::yes : Transpose::no, triangle, unknowns);
+}
+
+template <class T>
+void inverse(Array<T> l) {
+  const auto triangle = output_matrix(l, "l");
+  require_square(triangle, "l");
+  require_nonzero_diagonal(triangle);
+  const Blas& blas = bound_blas();
+  py::gil_scoped_release release;
+  triangular_inverse_inplace(blas, triangle);
+}
+
+template <class T>
+double condition(const Array<T>& l) {
+  const auto triangle = input_matrix(l, "l");
+  require_square(triangle, "l");
+  const Blas& blas = bound_blas();
+  py::gil_scoped_release release;
+  return triangular_condition(blas, triangle);
+}
+
+template <class T>
+void register_precision(py::module_& module) {
+  module.def("gram_accumulate", &gram<T>, py::arg("h").noconvert(), py::arg("rows").noconvert(),
+             py::arg("weight"));
+  module.def("cholesky_inplace", &cholesky<T>, py::arg("a").noconvert());
+  module.def("triangular_solve", &solve<T>, py::arg("l").noconvert(), py::arg("b").noconvert(),
+             py::kw_only(), py::arg("side"), py::arg("transpose"));
+  module.def("triangular_inverse_inplace", &inverse<T>, py::arg("l").noconvert());
+  module.def("triangular_condition", &condition<T>, py::arg("l").noconvert());
+}
+
+}  // namespace
+
+void register_factor(py::module_& module) {
+  register_precision<double>(module);
+  register_precision<float>(module);
+}
 
 }  // namespace qexp::bindings

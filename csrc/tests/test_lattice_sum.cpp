@@ -1,0 +1,214 @@
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "lattice_sum.hpp"
+#include "parallel.hpp"
+
+namespace {
+
+using Vector = std::vector<std::int64_t>;
+
+Vector lattice_vector(const std::vector<double>& row, const qexp::LatticeScale& scale) {
+  Vector z(row.size(), 99);
+  QEXP_DISPATCH(lattice_vector)(row.data(), row.size(), scale, z.data());
+  return z;
+}
+
+unsigned __int128 squared_norm(const Vector& z) {
+  unsigned __int128 sum = 0;
+  for (std::int64_t v : z) {
+    sum += static_cast<unsigned __int128>(static_cast<__int128>(v) * v);
+  }
+  return sum;
+}
+
+std::vector<double> normals(std::size_t count, double spread, unsigned seed) {
+  std::mt19937_64 generator(seed);
+  std::normal_distribution<double> normal(0, spread);
+  std::vector<double> values(count);
+  for (double& value : values) value = normal(generator);
+  return values;
+}
+
+}  // namespace
+
+TEST_CASE("short records are rounded towards zero") {
+  CHECK(lattice_vector({0.25, -0.25, 0.0}, {10.0, 1.0, 10}) == Vector{2, -2, 0});
+}
+
+TEST_CASE("long records are clipped to just below the bound and keep their direction") {
+  const std::int64_t bound = std::int64_t{1} << 40;
+  const qexp::LatticeScale scale{std::ldexp(1.0, 40) / 3.0, 3.0, bound};
+  for (std::size_t k : {1u, 2u, 15u, 16u, 17u, 2047u, 2048u, 2049u, 100'000u}) {
+    const auto row = normals(k, 1e6, static_cast<unsigned>(k));
+    const Vector z = lattice_vector(row, scale);
+    const auto limit =
+        static_cast<unsigned __int128>(bound) * static_cast<unsigned __int128>(bound);
+    CHECK(squared_norm(z) <= limit);
+    CHECK(std::sqrt(static_cast<double>(squared_norm(z))) >
+          static_cast<double>(bound) * (1 - 2 * qexp::clipping_margin));
+    CHECK((z[0] > 0) == (row[0] > 0));
+  }
+}
+
+TEST_CASE("the exact check nulls what floating point let through") {
+  // A scale that promises more units than the bound allows stands for any fault before the check.
+  CHECK(lattice_vector({3.0, 4.0}, {1.0, 10.0, 5}) == Vector{3, 4});
+  CHECK(lattice_vector({3.0, 4.0}, {1.0, 10.0, 4}) == Vector{0, 0});
+  const std::int64_t half = std::int64_t{1} << 51;
+  const double unit = std::ldexp(1.0, 51);
+  // Norm exactly 2^52 = bound, then one unit of one entry more.
+  const qexp::LatticeScale scale{1.0, std::ldexp(1.0, 60), 2 * half};
+  CHECK(lattice_vector({unit, unit, unit, unit}, scale) == Vector{half, half, half, half});
+  CHECK(lattice_vector({unit, unit, unit, unit, 1.0}, scale) == Vector{0, 0, 0, 0, 0});
+}
+
+TEST_CASE("records with bad values are null, the others stay as they are") {
+  const double bad[] = {std::numeric_limits<double>::quiet_NaN(),
+                        std::numeric_limits<double>::infinity(),
+                        -std::numeric_limits<double>::infinity(), 1e200, -1e308};
+  const qexp::LatticeScale scale{1000.0, 1.0, 1000};
+  for (double value : bad) {
+    for (std::size_t place : {0u, 7u, 39u}) {
+      std::vector<double> row(40, 0.01);
+      row[place] = value;
+      CHECK(lattice_vector(row, scale) == Vector(40, 0));
+    }
+  }
+}
+
+TEST_CASE("the sum adds every record's vector, on any number of threads, and wraps") {
+  const std::size_t m = 500, k = 1001;
+  const auto rows = normals(m * k, 1.0, 5);
+  const qexp::LatticeScale scale{std::ldexp(1.0, 32), 1.0, std::int64_t{1} << 32};
+  std::vector<std::uint64_t> expected(k, ~std::uint64_t{0} - 5);
+  for (std::size_t i = 0; i < m; ++i) {
+    const Vector z = lattice_vector({rows.begin() + static_cast<std::ptrdiff_t>(i * k),
+                                     rows.begin() + static_cast<std::ptrdiff_t>((i + 1) * k)},
+                                    scale);
+    for (std::size_t j = 0; j < k; ++j) expected[j] += static_cast<std::uint64_t>(z[j]);
+  }
+  for (int threads : {1, 2, 5}) {
+    qexp::set_num_threads(threads);
+    std::vector<std::uint64_t> total(k, ~std::uint64_t{0} - 5);
+    qexp::lattice_sum(rows.data(), m, k, k, scale, total.data());
+    CHECK(total == expected);
+  }
+}
+
+#ifdef QEXP_X86_DISPATCH
+TEST_CASE("every instruction set gives the same bits") {
+  const qexp::LatticeScale scale{std::ldexp(1.0, 40), 1.0, std::int64_t{1} << 40};
+  const auto row = normals(4099, 1.0, 6);
+  Vector portable(row.size()), active(row.size());
+  qexp::baseline::lattice_vector(row.data(), row.size(), scale, portable.data());
+  QEXP_DISPATCH(lattice_vector)(row.data(), row.size(), scale, active.data());
+  CHECK(portable == active);
+}
+#endif
+
+namespace {
+
+struct Layer {
+  std::size_t n_left, n_right;
+  std::vector<double> left, right;
+
+  Layer(std::size_t m, std::size_t l, std::size_t r, unsigned seed)
+      : n_left(l), n_right(r), left(normals(m * l, 1.0, seed)), right(normals(m * r, 1.0, ~seed)) {}
+  qexp::OuterProducts view() const { return {left.data(), right.data(), n_left, n_right}; }
+};
+
+std::vector<std::uint64_t> outer_sum(const std::vector<Layer>& layers, std::size_t m,
+                                     const qexp::LatticeScale& scale) {
+  std::vector<qexp::OuterProducts> views;
+  std::size_t entries = 0;
+  for (const Layer& layer : layers) {
+    views.push_back(layer.view());
+    entries += layer.n_left * layer.n_right;
+  }
+  std::vector<std::uint64_t> total(entries, 3);
+  qexp::lattice_sum_outer(views, m, scale, total.data());
+  return total;
+}
+
+}  // namespace
+
+TEST_CASE("outer products sum like the rows they stand for, and one record keeps to the bound") {
+  const std::int64_t bound = std::int64_t{1} << 34;
+  const qexp::LatticeScale scale{std::ldexp(1.0, 34) / 5.0, 5.0, bound};
+  for (std::size_t m : {1u, 3u, 70u}) {
+    const std::vector<Layer> layers{{m, 1, 1, 1}, {m, 6, 35, 2}, {m, 64, 257, 3}, {m, 10, 64, 4}};
+    std::vector<double> rows;
+    for (std::size_t i = 0; i < m; ++i) {
+      for (const Layer& layer : layers) {
+        for (std::size_t j = 0; j < layer.n_left; ++j) {
+          for (std::size_t c = 0; c < layer.n_right; ++c) {
+            rows.push_back(layer.left[i * layer.n_left + j] * layer.right[i * layer.n_right + c]);
+          }
+        }
+      }
+    }
+    const std::size_t k = rows.size() / m;
+    std::vector<std::uint64_t> dense(k, 3);
+    qexp::lattice_sum(rows.data(), m, k, k, scale, dense.data());
+    for (int threads : {1, 3}) {
+      qexp::set_num_threads(threads);
+      const auto total = outer_sum(layers, m, scale);
+      REQUIRE(total.size() == k);
+      // The two clip in a different order of roundings: each record may differ by a unit.
+      std::int64_t worst = 0;
+      Vector z(k);
+      for (std::size_t j = 0; j < k; ++j) {
+        worst = std::max(worst, std::abs(static_cast<std::int64_t>(total[j] - dense[j])));
+        z[j] = static_cast<std::int64_t>(total[j] - 3);
+      }
+      CHECK(worst <= static_cast<std::int64_t>(m));
+      if (m == 1) {
+        CHECK(squared_norm(z) <=
+              static_cast<unsigned __int128>(bound) * static_cast<unsigned __int128>(bound));
+        CHECK(std::sqrt(static_cast<double>(squared_norm(z))) >
+              0.999998 * static_cast<double>(bound));
+      }
+    }
+  }
+}
+
+TEST_CASE("a bad factor nulls its own record in every layer and no other") {
+  const qexp::LatticeScale scale{std::ldexp(1.0, 30), 1.0, std::int64_t{1} << 30};
+  const std::size_t m = 5;
+  const std::vector<Layer> clean{{m, 3, 40, 7}, {m, 2, 5, 8}};
+  auto without = clean;
+  for (Layer& layer : without) {
+    std::fill_n(layer.left.begin() + 2 * static_cast<std::ptrdiff_t>(layer.n_left), layer.n_left,
+                0.0);
+  }
+  const auto expected = outer_sum(without, m, scale);
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const double inf = std::numeric_limits<double>::infinity();
+  for (double value : {nan, inf, -inf, 1e200, -1e308}) {
+    for (int layer : {0, 1}) {
+      auto bad = clean;
+      bad[layer].right[2 * bad[layer].n_right + 1] = value;
+      CHECK(outer_sum(bad, m, scale) == expected);
+      bad = clean;
+      bad[layer].left[2 * bad[layer].n_left] = value;
+      CHECK(outer_sum(bad, m, scale) == expected);
+    }
+  }
+}
+
+TEST_CASE("factors that underflow when squared still keep to the bound") {
+  const std::int64_t bound = std::int64_t{1} << 30;
+  const qexp::LatticeScale scale{std::ldexp(1.0, 30) / 1e-12, 1e-12, bound};
+  std::vector<Layer> layers{{1, 1, 2, 1}};
+  layers[0].left = {1e-163};
+  layers[0].right = {1e153, 1e153};
+  for (std::uint64_t z : outer_sum(layers, 1, scale)) {
+    CHECK(std::abs(static_cast<std::int64_t>(z - 3)) <= bound);
+  }
+}

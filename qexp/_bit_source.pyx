@@ -1,1 +1,0 @@
-"""Bridge to NumPy bit generators, whose C interface is supported through Cython."""

@@ -1,0 +1,61 @@
+"""Checks of public arguments, each with one message: what was given, what is allowed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["array_digest", "count", "finite_array", "positive", "real_array"]
+
+
+def positive(value: float, name: str, *, zero_allowed: bool = False) -> float:
+    """Check a finite real number above zero (or at zero, where that is allowed)."""
+    wanted = "a finite number of at least 0" if zero_allowed else "a finite number above 0"
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"{name} is {value!r}; it needs {wanted}")
+    number = float(value)
+    if not math.isfinite(number) or number < 0 or (number == 0 and not zero_allowed):
+        raise ValueError(f"{name} is {value!r}; it needs {wanted}")
+    return number
+
+
+def count(value: int, name: str, *, least: int = 1) -> int:
+    """Check an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} is {value!r}; it needs an integer of at least {least}")
+    if value < least:
+        raise ValueError(f"{name} is {value}; it needs an integer of at least {least}")
+    return int(value)
+
+
+def real_array(value: ArrayLike, name: str, ndim: int) -> NDArray[Any]:
+    """Check a float32 or float64 array of `ndim` dimensions, without a copy."""
+    array = np.asarray(value)
+    if array.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name} has dtype {array.dtype}; it needs float32 or float64")
+    if array.ndim != ndim:
+        raise ValueError(f"{name} has shape {array.shape}; it needs {ndim} dimension(s)")
+    return array
+
+
+def finite_array(value: ArrayLike, name: str, ndim: int) -> NDArray[Any]:
+    """Check a public float array that must hold no NaN and no infinity."""
+    array = real_array(value, name, ndim)
+    bad = array.size - int(np.count_nonzero(np.isfinite(array)))
+    if bad:
+        raise ValueError(
+            f"{name} holds {bad} value(s) that are NaN or infinite; it needs finite values only"
+        )
+    return array
+
+
+def array_digest(array: NDArray[Any]) -> str:
+    """SHA-256 of an array's dtype, shape and little-endian contents."""
+    array = np.ascontiguousarray(array)
+    header = f"{array.dtype.newbyteorder('<').str}{array.shape}".encode()
+    contents = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return hashlib.sha256(header + b"\0" + contents.tobytes()).hexdigest()

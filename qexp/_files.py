@@ -1,0 +1,99 @@
+"""Files that are either the old one or the new one, whole, whatever happens in between."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable
+from typing import BinaryIO
+
+__all__ = ["atomic_write"]
+
+# File systems that cannot sync a folder say so with one of these; the rename is still atomic there.
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}
+
+
+def _advice(number: int | None) -> str:
+    """Say what to do about an operating-system error while writing."""
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "free some space, or choose a folder on another disk"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "choose a folder that this user may write to"
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return "create the folder first, or correct the path"
+    if number == errno.EISDIR:
+        return "give the name of a file, not of a folder"
+    return "check the path and its disk"
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a rename inside ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _write_and_replace(target: str, write: Callable[[BinaryIO], None]) -> None:
+    """Write a temporary file beside ``target``, then rename it over ``target``."""
+    if os.path.isdir(target):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    folder = os.path.dirname(target)
+    # Not tempfile: its files are readable by the owner alone, which a replaced file need not be.
+    temporary = os.path.join(folder, f".qexp-{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(file.fileno(), stat.S_IMODE(os.stat(target).st_mode))
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(folder)
+
+
+def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+    """Write a file so that a reader finds the old or the new content, never a part.
+
+    The content goes to a temporary file in the same folder, which is synced to disk and then
+    renamed over ``path``. When anything fails before the rename, the temporary file is removed
+    and the old file is untouched. Only a killed process can leave a temporary file behind; its
+    name begins with ``.qexp-`` and ends with ``.tmp``.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file to write. A symbolic link is followed. The folder must exist. The permissions of
+        a file that is replaced are kept.
+    write : callable
+        Called once with the temporary file, opened for binary writing.
+
+    Raises
+    ------
+    OSError
+        The disk is full, the folder cannot be written or does not exist, …; the message names
+        the path and what to do, and the class fits the error number (`PermissionError`, …).
+    """
+    target = os.path.realpath(path)
+    try:
+        _write_and_replace(target, write)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        # OSError(number, text) turns itself into the subclass of that number.
+        raise OSError(
+            error.errno or errno.EIO,
+            f"could not write {target!r}: {reason}; the file there before, if any, is whole: "
+            f"{_advice(error.errno)}",
+        ) from error

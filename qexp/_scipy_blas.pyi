@@ -1,0 +1,6 @@
+"""Types of the bridge to SciPy's BLAS and LAPACK entry points."""
+
+from typing import Any
+
+def match_signature(routine: str, signature: str) -> int | None: ...
+def entry_points() -> tuple[dict[str, Any], int | None]: ...

@@ -1,0 +1,284 @@
+"""Public curvature: the quadratic that shapes clipping and noise.
+
+A curvature is the damped matrix A = H + λI = L Lᵀ. It whitens gradients on their way to the
+boundary, s = L⁻¹ g, and unwhitens what comes out, u = L⁻ᵀ y. It is made from public data alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qexp import _checks, _core
+from qexp._factor import (
+    NotPositiveDefiniteError,
+    damped_inverse_factor,
+    new_gram,
+    whitener,
+)
+from qexp.projections import Projection
+
+__all__ = ["Curvature", "DenseCurvature", "IdentityCurvature", "NotPositiveDefiniteError"]
+
+
+class Curvature(Protocol):
+    """What a public curvature offers.
+
+    A curvature that knows layers may offer ``whiten_factors`` besides, see
+    :class:`qexp.layered.LayeredCurvature`.
+    """
+
+    @property
+    def n_components(self) -> int:
+        """Dimension k of the whitened space, in which the draw is made."""
+        ...
+
+    @property
+    def n_parameters(self) -> int:
+        """Length of the gradients that it whitens: k, or more where some are left out."""
+        ...
+
+    @property
+    def effective_dimension(self) -> float:
+        """d_eff(λ) = tr(H A⁻¹), between 0 and k."""
+        ...
+
+    def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """Turn gradients (m, n_parameters) into whitened rows s = L⁻¹ g, float64 (m, k).
+
+        Bits of a row depend on that row alone.
+        """
+        ...
+
+    def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Turn a whitened vector (k,) into u = L⁻ᵀ y."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Kind, sizes and digest, JSON-able, for certificates."""
+        ...
+
+
+class IdentityCurvature:
+    """A = I: whitened units are the gradient's own, and the draw is one noisy gradient step.
+
+    Parameters
+    ----------
+    k : int
+        Dimension.
+    """
+
+    def __init__(self, k: int) -> None:
+        self._k = _checks.count(k, "k")
+
+    @property
+    def n_components(self) -> int:
+        """Dimension k."""
+        return self._k
+
+    @property
+    def n_parameters(self) -> int:
+        """Length of a gradient, k."""
+        return self._k
+
+    @property
+    def effective_dimension(self) -> float:
+        """k: nothing is damped."""
+        return float(self._k)
+
+    def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """Give the rows in double precision."""
+        return np.ascontiguousarray(rows, dtype=np.float64)
+
+    def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Give y itself."""
+        return y
+
+    def describe(self) -> Mapping[str, Any]:
+        """Describe the curvature for certificates."""
+        return {"kind": "identity", "n_components": self._k}
+
+
+class DenseCurvature:
+    """A full k × k curvature, for small models and for any model through a projection.
+
+    Whitening multiplies by the triangular inverse L⁻¹, formed once: as many flops as a solve, on
+    the product whose rows do not depend on each other's presence, which is what the privacy proof
+    asks of the whitening (its rounding errors are part of a public map and need no bound).
+
+    Make one by :meth:`from_rows`, :meth:`from_matrix` or :meth:`from_model`.
+    """
+
+    def __init__(self, inverse_factor: NDArray[np.float64], *, damping: float) -> None:
+        self._inverse_factor = inverse_factor
+        self._damping = damping
+        self._whitener = whitener(inverse_factor)
+        # tr(H A⁻¹) = k - λ tr(A⁻¹), and tr(A⁻¹) = ‖L⁻¹‖².
+        trace = float(np.einsum("ij,ij->", inverse_factor, inverse_factor))
+        self._effective_dimension = max(0.0, len(inverse_factor) - damping * trace)
+
+    @classmethod
+    def from_rows(
+        cls, blocks: Iterable[NDArray[Any]], *, n_records: int, damping: float
+    ) -> DenseCurvature:
+        """Accumulate H = Σ r rᵀ / n_records over the rows r of all blocks.
+
+        Parameters
+        ----------
+        blocks : iterable of arrays of float32 or float64, each of shape (m, k)
+            Public curvature rows, for example projected Jacobian rows times a square root of the
+            loss's Hessian in the outputs. A block may be overwritten once the next is asked for.
+        n_records : int
+            Number of public records that the rows come from (a record may give several rows).
+        damping : float
+            λ ≥ 0, in the units of H.
+
+        Returns
+        -------
+        DenseCurvature
+
+        Raises
+        ------
+        ValueError
+            If there are no rows, their lengths differ, or they hold a NaN or an infinity.
+        NotPositiveDefiniteError
+            If H + λI is not positive definite.
+        """
+        n_records = _checks.count(n_records, "n_records")
+        h: NDArray[np.float64] | None = None
+        for block in blocks:
+            rows = np.ascontiguousarray(_checks.real_array(block, "a block of curvature rows", 2))
+            if h is None:
+                h = new_gram(rows.shape[1])
+            if rows.shape[1] != len(h):
+                raise ValueError(
+                    f"a block of curvature rows has {rows.shape[1]} columns, the first one had "
+                    f"{len(h)}; all need the same number"
+                )
+            _core.gram_accumulate(h, rows, 1.0 / n_records)
+        if h is None or len(h) == 0:
+            raise ValueError("blocks are empty; a curvature needs at least one row")
+        return cls._from_lower_triangle(h, damping)
+
+    @classmethod
+    def from_matrix(cls, matrix: ArrayLike, *, damping: float) -> DenseCurvature:
+        """Take a symmetric positive semi-definite H as it is.
+
+        Parameters
+        ----------
+        matrix : array of float32 or float64, shape (k, k)
+            H. It is copied.
+        damping : float
+            λ ≥ 0, in the units of H.
+
+        Returns
+        -------
+        DenseCurvature
+
+        Raises
+        ------
+        ValueError
+            If the matrix is not square, symmetric and finite.
+        NotPositiveDefiniteError
+            If H + λI is not positive definite.
+        """
+        h = _checks.finite_array(matrix, "matrix", 2)
+        if h.shape[0] != h.shape[1] or h.size == 0:
+            raise ValueError(f"matrix has shape {h.shape}; it needs to be square and not empty")
+        asymmetry = float(np.max(np.abs(h - h.T)))
+        scale = float(np.max(np.abs(h)))
+        if asymmetry > np.sqrt(np.finfo(h.dtype).eps) * scale:
+            raise ValueError(
+                f"matrix differs from its transpose by up to {asymmetry:g}; it needs to be "
+                "symmetric"
+            )
+        return cls._from_lower_triangle(h.astype(np.float64), damping)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        X: ArrayLike,
+        *,
+        projection: Projection | None = None,
+        damping: float,
+        labels: str = "sampled",
+        seed: int = 0,
+    ) -> DenseCurvature:
+        """Accumulate the curvature of a model's loss over public records.
+
+        Parameters
+        ----------
+        model : qexp.models.MultilayerPerceptron or alike
+            Gives blocks of curvature rows by ``curvature_blocks``.
+        X : array, shape (n, n_features)
+            Public records.
+        projection : Projection, optional
+            Applied to every row. Default: none, k = p.
+        damping : float
+            λ ≥ 0, in the units of H.
+        labels : {"sampled", "expected"}
+            "sampled": one row a record, its label drawn from the model (Monte-Carlo Fisher).
+            "expected": one row a class, weighted (generalised Gauss-Newton, exactly).
+        seed : int
+            Of the drawn labels; public.
+
+        Returns
+        -------
+        DenseCurvature
+        """
+        source = model.curvature_blocks(X, labels=labels, seed=seed)
+        blocks = source.blocks()
+        if projection is not None:
+            blocks = (projection.forward(rows) for rows in blocks)
+        return cls.from_rows(blocks, n_records=source.n_records, damping=damping)
+
+    @classmethod
+    def _from_lower_triangle(cls, h: NDArray[np.float64], damping: float) -> DenseCurvature:
+        damping = _checks.positive(damping, "damping", zero_allowed=True)
+        return cls(damped_inverse_factor(h, damping, "the curvature"), damping=damping)
+
+    @property
+    def n_components(self) -> int:
+        """Dimension k."""
+        return len(self._inverse_factor)
+
+    @property
+    def n_parameters(self) -> int:
+        """Length of a gradient, k."""
+        return len(self._inverse_factor)
+
+    @property
+    def damping(self) -> float:
+        """λ, in the units of H."""
+        return self._damping
+
+    @property
+    def effective_dimension(self) -> float:
+        """d_eff(λ) = tr(H A⁻¹), between 0 and k."""
+        return self._effective_dimension
+
+    def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """Turn gradients (m, k) into whitened rows s = L⁻¹ g, float64 (m, k)."""
+        rows = np.ascontiguousarray(rows)
+        out = np.empty(rows.shape)
+        self._whitener.multiply(rows, out)
+        return out
+
+    def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Turn a whitened vector (k,) into u = L⁻ᵀ y."""
+        u: NDArray[np.float64] = self._inverse_factor.T @ y
+        return u
+
+    def describe(self) -> Mapping[str, Any]:
+        """Describe the curvature for certificates."""
+        return {
+            "kind": "dense",
+            "n_components": self.n_components,
+            "damping": self._damping,
+            "effective_dimension": self._effective_dimension,
+            "digest": _checks.array_digest(self._inverse_factor),
+        }

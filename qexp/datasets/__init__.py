@@ -1,0 +1,31 @@
+"""Readers of real data sets in the formats that their publishers offer, checked as they are read.
+
+Files are found through the environment variable ``QEXP_DATA``, a folder with one folder a data
+set (``mnist``, ``usps``, ``physionet2012``, ``adult``). Nothing is downloaded and nothing is
+written.
+"""
+
+from qexp.datasets.adult import Adult, AdultRows, OneHot, load_adult, one_hot
+from qexp.datasets.digits import Digits, load_digits
+from qexp.datasets.mnist import Mnist, load_mnist, read_idx
+from qexp.datasets.physionet2012 import IcuStays, Standardiser, load_physionet2012, standardise
+from qexp.datasets.usps import Usps, load_usps
+
+__all__ = [
+    "Adult",
+    "AdultRows",
+    "Digits",
+    "IcuStays",
+    "Mnist",
+    "OneHot",
+    "Standardiser",
+    "Usps",
+    "load_adult",
+    "load_digits",
+    "load_mnist",
+    "load_physionet2012",
+    "load_usps",
+    "one_hot",
+    "read_idx",
+    "standardise",
+]

@@ -1,0 +1,255 @@
+"""The mechanism: from pretrained weights and private records to one exact private draw.
+
+The exponential mechanism on the quadratic utility
+
+    U(u) = -n [ ḡᵀu + uᵀA u / (2η) ],   ḡ the mean of the clipped gradients,
+
+draws u from N(-η A⁻¹ ḡ, s² A⁻¹) with s = ηc/(nμ). That takes one noisy sum y of the whitened,
+clipped gradients, which is where the privacy is; the rest is public arithmetic before and after.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qexp import _checks, _config
+from qexp._progress import progress_bar
+from qexp.bits import BitGenerator, secure_generator
+from qexp.curvature import Curvature
+from qexp.privacy import PrivacyLedger, calibrate_mu
+from qexp.private_sum import Lattice, NoisySum, WhitenedBlock, lattice_for, private_sum
+from qexp.projections import Identity, Projection
+from qexp.records import RecordSource, as_record_source
+from qexp.release import PrivateRelease
+
+__all__ = ["sample_private_weights"]
+
+# One record's clipped gradient moves by c when it is nulled, by up to 2c when it is exchanged.
+_SENSITIVITY_FACTOR: Final = {"replace_special": 1, "replace_one": 2}
+
+
+def sample_private_weights(
+    pretrained: ArrayLike,
+    records: NDArray[Any] | RecordSource,
+    *,
+    curvature: Curvature,
+    target_epsilon: float,
+    target_delta: float,
+    clipping_norm: float,
+    projection: Projection | None = None,
+    step_size: float = 1.0,
+    neighboring_relation: str = "replace_special",
+    ledger: PrivacyLedger | None = None,
+    rng: BitGenerator | None = None,
+    progress: bool = False,
+) -> PrivateRelease:
+    """Fine-tune pretrained weights on private records by one exact private draw.
+
+    Parameters
+    ----------
+    pretrained : array of float32 or float64, shape (p,)
+        θ₀, public.
+    records : array or memmap of float32 or float64, shape (n, p), or RecordSource
+        Per-record gradients of the loss at θ₀, private; or a source that yields them in blocks,
+        such as ``model.gradient_blocks(X, y)``. A row that holds a NaN or an infinity counts as a
+        null record, silently: an error would tell that it is there. n is public.
+    curvature : Curvature
+        Public, of dimension k. It whitens the gradients and shapes the noise.
+    target_epsilon, target_delta : float
+        The privacy to reach and not to exceed. ε > 0; 0 < δ < 1, well below 1/n.
+    clipping_norm : float
+        c, the largest norm of a record's gradient **in whitened units**, ‖L⁻¹ Pᵀ g‖.
+    projection : Projection, optional
+        P, public: the fine-tuned weights are θ₀ + P u with u of dimension k. Default: none.
+    step_size : float
+        η. It scales the noise and the step alike and costs no privacy.
+    neighboring_relation : {"replace_special", "replace_one"}
+        What the privacy target is about: one record replaced by a null record (the default), or
+        by any other record (the same noise is then worth half the μ).
+    ledger : PrivacyLedger, optional
+        Asked before, charged after. A draw that would overspend is refused before a record is
+        read.
+    rng : BitGenerator, optional
+        Default: a fresh cryptographic generator keyed by the operating system.
+    progress : bool
+        Show a progress bar on a terminal.
+
+    Returns
+    -------
+    PrivateRelease
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a public argument is out of its range; the message says what is allowed.
+    BudgetExceededError
+        If `ledger` has not enough left.
+
+    Notes
+    -----
+    The noisy sum is exactly μ-GDP (Dong, Roth and Su 2022), with μ calibrated exactly to (ε, δ)
+    (Balle and Wang 2018); see :mod:`qexp.private_sum` for why this holds for the program and not
+    only for real numbers. Public are: the weights, the curvature, the projection, c, η and n.
+    They must not have been chosen by looking at the private records.
+
+    Examples
+    --------
+    >>> import numpy as np, qexp
+    >>> gradients = np.random.default_rng(0).uniform(-1, 1, (1000, 5))
+    >>> release = qexp.sample_private_weights(
+    ...     np.zeros(5), gradients, curvature=qexp.IdentityCurvature(5),
+    ...     target_epsilon=1.0, target_delta=1e-5, clipping_norm=1.0)
+    >>> release.weights.shape
+    (5,)
+    """
+    # Public arguments: all checks come before the first record.
+    theta_0 = _checks.finite_array(pretrained, "pretrained", 1)
+    source = as_record_source(records, n_parameters=len(theta_0))
+    n = source.n_records
+    projection = Identity(len(theta_0)) if projection is None else projection
+    _check_dimensions(len(theta_0), projection, curvature)
+    c = _checks.positive(clipping_norm, "clipping_norm")
+    eta = _checks.positive(step_size, "step_size")
+    factor = _sensitivity_factor(neighboring_relation)
+    bits = _bit_generator(rng)
+    mu_target = calibrate_mu(target_epsilon, target_delta)
+    lattice = lattice_for(mu_target / factor, c, n)
+    label = f"sample_private_weights, {n} records"
+
+    # The boundary.
+    whitened = _whitened_blocks(source, projection, curvature, progress=progress)
+    if ledger is None:
+        noisy = _draw(whitened, curvature, n, lattice, bits)
+    else:
+        with ledger.reserve(lattice.mu, label) as reservation:
+            noisy = _draw(whitened, curvature, n, lattice, bits)
+            reservation.commit()
+
+    # Post-processing.
+    u = curvature.unwhiten(noisy.values) * (-eta / n)
+    theta = (theta_0 + projection.adjoint(u)).astype(theta_0.dtype, copy=False)
+
+    k = curvature.n_components
+    sigma = math.ldexp(1.0, lattice.bits) / lattice.units_per_norm  # c/μ of the boundary
+    public: dict[str, Any] = {
+        "epsilon": float(target_epsilon),
+        "delta": float(target_delta),
+        "mu": factor * noisy.mu,
+        "neighboring_relation": neighboring_relation,
+        "noise_multiplier": sigma / c,
+        "noise_to_signal": sigma * math.sqrt(k) / float(np.linalg.norm(noisy.values)),
+        "expected_utility_loss": eta * sigma**2 * k / (2 * n),
+        "expected_mean_loss": (eta * sigma / n) ** 2 * curvature.effective_dimension / 2,
+        "n_records": n,
+        "generator_is_secure": noisy.generator_is_secure,
+    }
+    software = _config.config()
+    del software["libraries"]  # paths of this machine
+    certificate = {
+        **public,
+        "event": {"type": "GaussianDpEvent", "noise_multiplier": 1 / noisy.mu},
+        "mu_replace_special": noisy.mu,
+        "mu_replace_one": 2 * noisy.mu,
+        "public_inputs": {
+            "pretrained": _checks.array_digest(theta_0),
+            "projection": dict(projection.describe()),
+            "curvature": dict(curvature.describe()),
+            "clipping_norm": c,
+            "step_size": eta,
+        },
+        "lattice": {
+            "bits": lattice.bits,
+            "bound": lattice.bound,
+            "units_per_norm": lattice.units_per_norm,
+        },
+        "generator": noisy.generator,
+        "weights": _checks.array_digest(theta),
+        "software": software,
+    }
+    return PrivateRelease(weights=theta, _certificate=certificate, **public)
+
+
+def _draw(
+    whitened: Iterator[WhitenedBlock],
+    curvature: Curvature,
+    n_records: int,
+    lattice: Lattice,
+    bits: BitGenerator,
+) -> NoisySum:
+    return private_sum(
+        whitened,
+        n_components=curvature.n_components,
+        n_records=n_records,
+        lattice=lattice,
+        bits=bits,
+    )
+
+
+def _whitened_blocks(
+    source: RecordSource, projection: Projection, curvature: Curvature, *, progress: bool
+) -> Iterator[WhitenedBlock]:
+    """Project and whiten block by block; records stay independent of each other."""
+    in_factors = (
+        isinstance(projection, Identity)
+        and hasattr(curvature, "whiten_factors")
+        and hasattr(source, "factor_blocks")
+    )
+    with progress_bar(source.n_records, "records", show=progress) as advance:
+        if in_factors:
+            for factors in source.factor_blocks():  # type: ignore[attr-defined]
+                yield curvature.whiten_factors(factors)  # type: ignore[attr-defined]
+                advance(len(factors[0][0]))
+            return
+        for block in source.blocks():
+            rows = _checks.real_array(block, "a block of records", 2)
+            if rows.shape[1] != source.n_parameters:
+                raise ValueError(
+                    f"a block of records has rows of {rows.shape[1]} entries; it needs "
+                    f"{source.n_parameters}"
+                )
+            yield curvature.whiten(projection.forward(rows))
+            advance(len(rows))
+
+
+def _check_dimensions(p: int, projection: Projection, curvature: Curvature) -> None:
+    if projection.n_parameters != p:
+        raise ValueError(
+            f"projection maps {projection.n_parameters} weights, pretrained has {p}; they need "
+            "the same number"
+        )
+    if curvature.n_parameters != projection.n_components:
+        raise ValueError(
+            f"curvature has dimension {curvature.n_parameters}, the projected gradients "
+            f"{projection.n_components}; they need the same (without a projection that is the "
+            "number of weights)"
+        )
+
+
+def _sensitivity_factor(neighboring_relation: str) -> int:
+    if neighboring_relation not in _SENSITIVITY_FACTOR:
+        hint = (
+            "; adding or removing a record would change n, which is public here"
+            if neighboring_relation == "add_or_remove_one"
+            else ""
+        )
+        raise ValueError(
+            f"neighboring_relation is {neighboring_relation!r}; it needs 'replace_special' or "
+            f"'replace_one'{hint}"
+        )
+    return _SENSITIVITY_FACTOR[neighboring_relation]
+
+
+def _bit_generator(rng: BitGenerator | None) -> BitGenerator:
+    if rng is None:
+        return secure_generator()
+    if not isinstance(rng, BitGenerator):
+        raise TypeError(
+            f"rng is a {type(rng).__name__}; it needs None (a fresh cryptographic generator) or, "
+            "for tests and studies only, qexp.bits.insecure_test_generator(seed)"
+        )
+    return rng

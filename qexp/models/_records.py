@@ -1,0 +1,75 @@
+"""Checks of record arrays that look at shapes and dtypes alone, and blocks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def as_features(X: ArrayLike, n_features: int) -> NDArray[Any]:
+    """Return X as an array (n, n_features) of real numbers; a memory map stays one."""
+    features = np.asarray(X)
+    if features.dtype.kind not in "buif":
+        raise TypeError(f"X is {features.dtype}; it must hold real numbers")
+    if features.ndim != 2 or features.shape[1] != n_features:
+        raise ValueError(f"X has the shape {features.shape}; it must be (n, {n_features})")
+    return features
+
+
+def as_labels(y: ArrayLike, n_records: int, n_classes: int) -> NDArray[np.int64]:
+    """Return y as int64 classes, -1 in place of what is none.
+
+    Labels may be private: one that is no class must show in that record's gradient only, so it
+    raises nothing here.
+    """
+    labels = np.asarray(y)
+    if labels.dtype.kind not in "buif":
+        raise TypeError(f"y is {labels.dtype}; it must hold the classes 0..{n_classes - 1}")
+    if labels.shape != (n_records,):
+        raise ValueError(
+            f"y has the shape {labels.shape}; it must be ({n_records},), as X has rows"
+        )
+    classes = np.full(n_records, -1, np.int64)
+    with np.errstate(all="ignore"):
+        valid = (labels >= 0) & (labels < n_classes)
+        if labels.dtype.kind == "f":
+            valid &= labels == np.floor(labels)
+        np.copyto(classes, labels, casting="unsafe", where=valid)
+    return classes
+
+
+def record_blocks(
+    features: NDArray[Any], block_size: int, dtype: np.dtype[Any]
+) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Yield slices of at most block_size records with their features as dtype, in one buffer."""
+    buffer = np.empty((min(block_size, len(features)), features.shape[1]), dtype)
+    for begin in range(0, len(features), block_size):
+        rows = slice(begin, min(begin + block_size, len(features)))
+        block = buffer[: rows.stop - begin]
+        # A warning on overflow would tell of one record.
+        with np.errstate(all="ignore"):
+            np.copyto(block, features[rows], casting="unsafe")
+        yield rows, block
+
+
+def require_finite(block: NDArray[Any], first_record: int) -> None:
+    """Raise for public records that are not finite. Never for private ones."""
+    good = np.isfinite(block).all(axis=1)
+    if not good.all():
+        record = first_record + int(np.argmin(good))
+        raise ValueError(
+            f"record {record} of X holds a NaN or an infinity; public records must be finite"
+        )
+
+
+def require_classes(labels: NDArray[np.int64], n_classes: int) -> None:
+    """Raise for public labels that are no class. Never for private ones."""
+    if (labels < 0).any():
+        record = int(np.argmax(labels < 0))
+        raise ValueError(
+            f"the label of record {record} is none of the classes 0..{n_classes - 1}; "
+            "public labels must be"
+        )

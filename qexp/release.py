@@ -1,0 +1,189 @@
+"""What a private draw gives back: weights, the privacy they cost, and a certificate."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qexp import _checks
+from qexp._files import atomic_write
+
+__all__ = ["PrivateRelease"]
+
+_FORMAT: Final = "qexp.PrivateRelease"
+_FORMAT_VERSION: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PrivateRelease:
+    """One exact private draw of fine-tuned weights.
+
+    Everything in it may be published: it is the noisy sum's output, or public, or derived from
+    the two.
+
+    Attributes
+    ----------
+    weights : ndarray of float32 or float64, shape (p,)
+        θ = θ₀ + P u, in the dtype of the pretrained weights. Read-only.
+    mu : float
+        The release is μ-GDP under `neighboring_relation`.
+    epsilon, delta : float
+        The target that it satisfies under `neighboring_relation`.
+    neighboring_relation : {"replace_special", "replace_one"}
+        "replace_special": one record is replaced by a null record; "replace_one": by another one.
+    noise_multiplier : float
+        Standard deviation of the noise over the clipping norm.
+    noise_to_signal : float
+        Expected norm of the noise over the norm of the noisy sum (both whitened): near 0 the sum
+        is mostly data, at 1 mostly noise.
+    expected_utility_loss : float
+        τk/2, the expected utility lost by drawing instead of maximising; the loss itself is
+        (τ/2)·χ² with k degrees of freedom, whatever the data. In units of the utility, which sums
+        over the records.
+    expected_mean_loss : float
+        ½ s² tr(H A⁻¹), the expected rise of the mean loss per record in the quadratic model.
+    n_records : int
+        Number of private records, public.
+    generator_is_secure : bool
+        False where the noise can be reproduced by others. Then **nothing here is private**.
+    """
+
+    weights: NDArray[Any] = field(repr=False)
+    mu: float
+    epsilon: float
+    delta: float
+    neighboring_relation: str
+    noise_multiplier: float
+    noise_to_signal: float
+    expected_utility_loss: float
+    expected_mean_loss: float
+    n_records: int
+    generator_is_secure: bool
+    _certificate: Mapping[str, Any] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        self.weights.flags.writeable = False
+
+    def certificate(self) -> dict[str, Any]:
+        """Give all that an auditor needs to redo the accounting, as a JSON-able dict.
+
+        Returns
+        -------
+        dict
+            The event and relation, (ε, δ) and μ under both relations, digests of every public
+            input, the integer lattice, the bit generator, versions, BLAS and threads, and a
+            digest of the weights.
+        """
+        return copy.deepcopy(dict(self._certificate))
+
+    @property
+    def statement(self) -> str:
+        """The guarantee in one sentence."""
+        if not self.generator_is_secure:
+            return (
+                "NOT PRIVATE: the noise came from a reproducible test generator, so these weights "
+                "carry no guarantee and must not be published if the records are sensitive."
+            )
+        other = {
+            "replace_special": "had been left blank",
+            "replace_one": "had been somebody else's",
+        }[self.neighboring_relation]
+        return (
+            f"Whatever anyone concludes from these weights, they could have concluded if any one "
+            f"of the {self.n_records} records {other}: no conclusion becomes more than "
+            f"{_factor(self.epsilon)} times as likely because of one record, except with "
+            f"probability {self.delta:g} (this is differential privacy with epsilon "
+            f"{self.epsilon:g} and delta {self.delta:g})."
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the release to one file, atomically: an NPZ archive with JSON inside, no pickle.
+
+        Parameters
+        ----------
+        path : path-like
+            Conventionally ``*.npz``. An existing file is replaced in one step or not at all.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written. The release stays in memory and an old file stays whole.
+        """
+        document = {
+            "format": _FORMAT,
+            "version": _FORMAT_VERSION,
+            "weights_digest": _checks.array_digest(self.weights),
+            "certificate": dict(self._certificate),
+            **{name: getattr(self, name) for name in _SCALARS},
+        }
+        text = np.frombuffer(json.dumps(document).encode(), dtype=np.uint8)
+
+        def write(file: BinaryIO) -> None:
+            np.savez(file, release=text, weights=self.weights)
+
+        atomic_write(path, write)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PrivateRelease:
+        """Read a release that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : path-like
+
+        Returns
+        -------
+        PrivateRelease
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is damaged, or no release, or of a later format.
+        """
+        path = Path(path)
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                document = json.loads(archive["release"].tobytes())
+                weights = archive["weights"]
+        except FileNotFoundError:
+            raise
+        except (OSError, EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as e:
+            raise ValueError(
+                f"{path} is not a readable release ({e}); it needs a file that "
+                "PrivateRelease.save wrote"
+            ) from e
+        if not isinstance(document, dict) or document.get("format") != _FORMAT:
+            raise ValueError(f"{path} is not a release; it needs a file from PrivateRelease.save")
+        if document["version"] != _FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has release format {document['version']}; this version of qexp reads "
+                f"format {_FORMAT_VERSION}"
+            )
+        if document["weights_digest"] != _checks.array_digest(weights):
+            raise ValueError(f"the weights in {path} do not match their digest; they are damaged")
+        return cls(
+            weights=weights,
+            _certificate=document["certificate"],
+            **{name: document[name] for name in _SCALARS},
+        )
+
+
+_SCALARS: Final = tuple(
+    f.name for f in fields(PrivateRelease) if f.name not in ("weights", "_certificate")
+)
+
+
+def _factor(epsilon: float) -> str:
+    return f"{math.exp(epsilon):.3g}" if epsilon < 700 else "more than 1e304"

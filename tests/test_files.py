@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from qexp._files import atomic_write
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    atomic_write(path, write)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_writes_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    write_bytes(path, b"old")
+    assert path.read_bytes() == b"old"
+    write_bytes(str(path), b"new content")
+    assert path.read_bytes() == b"new content"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_bytes("a.bin", b"x")
+    assert (tmp_path / "a.bin").read_bytes() == b"x"
+
+
+def test_permissions_follow_the_umask_and_survive_a_replacement(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    umask = os.umask(0o027)
+    try:
+        write_bytes(path, b"1")
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    path.chmod(0o604)
+    write_bytes(path, b"2")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o604
+
+
+def test_follows_a_symbolic_link(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    write_bytes(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_a_failing_writer_leaves_the_old_file(tmp_path: Path, kind: type[BaseException]) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise kind("stop")
+
+    with pytest.raises(kind, match="stop"):
+        atomic_write(path, write)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="free some space") as caught:
+        atomic_write(path, write)
+    assert caught.value.errno == errno.ENOSPC
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_a_write_that_the_kernel_refuses(tmp_path: Path) -> None:
+    """A limit on the file size makes a real write fail half way, as a full disk does."""
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    script = (
+        "import resource, sys\n"
+        "from qexp._files import atomic_write\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try:\n"
+        "    atomic_write(sys.argv[1], lambda file: file.write(bytes(100_000)))\n"
+        "except OSError as error:\n"
+        "    print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-B", "-c", script, str(path)], capture_output=True, text=True, check=True
+    )
+    assert "free some space" in result.stdout
+    assert str(path) in result.stdout
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="create the folder first"):
+        write_bytes(tmp_path / "none" / "a.bin", b"x")
+
+
+def test_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(NotADirectoryError, match="correct the path"):
+        write_bytes(tmp_path / "file" / "a.bin", b"x")
+
+
+def test_path_that_is_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="not of a folder"):
+        write_bytes(tmp_path, b"x")
+
+
+def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permissions do not stop a superuser, so the refusal is made here."""
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(PermissionError, match="may write to") as caught:
+            write_bytes(path, b"new")
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == b"old"

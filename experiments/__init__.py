@@ -1,0 +1,1 @@
+"""Utility studies on real data: one module a figure or table."""

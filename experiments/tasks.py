@@ -1,0 +1,146 @@
+"""Real transfer tasks: a pretrained public model, and private records of a shifted domain.
+
+Every task is a function of a seed, which sets the initial weights, the shuffles of pretraining and
+which public records are held out. Nothing is cached on disk: pretraining takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qexp.datasets import load_mnist, load_usps
+from qexp.datasets.images import resize, rotate
+from qexp.models import MultilayerPerceptron, mlp
+
+_EPOCHS = 12
+_HELD_OUT = 12_000
+_ROTATION = 25.0
+_ROTATED_RECORDS = 4_000
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Task:
+    """A transfer task. All images are flat rows of float32 in [0, 1].
+
+    Attributes
+    ----------
+    name : str
+    model : MultilayerPerceptron
+        Pretrained on the public records.
+    X_public, y_public
+        What the model was pretrained on.
+    X_held_out, y_held_out
+        Public records that pretraining has not seen, for curvature and planning.
+    X_private, y_private
+        What the model is to be fine-tuned on.
+    X_test, y_test
+        Records of the private domain that measure the result, and nothing else.
+    image_shape : (int, int)
+    """
+
+    name: str
+    model: MultilayerPerceptron
+    X_public: NDArray[np.float32]
+    y_public: NDArray[np.uint8]
+    X_held_out: NDArray[np.float32]
+    y_held_out: NDArray[np.uint8]
+    X_private: NDArray[np.float32]
+    y_private: NDArray[np.uint8]
+    X_test: NDArray[np.float32]
+    y_test: NDArray[np.uint8]
+    image_shape: tuple[int, int]
+
+
+def mnist_to_usps(seed: int = 0) -> Task:
+    """MNIST digits in the frame of USPS; private: the 7,291 USPS training digits."""
+    mnist, usps = load_mnist(), load_usps()
+    images = _in_usps_frame(mnist.x_train)
+    public, held_out = _split(len(images), _HELD_OUT, seed)
+    return Task(
+        name="mnist_to_usps",
+        model=_pretrained((256, 64, 10), images[public], mnist.y_train[public], seed),
+        X_public=images[public],
+        y_public=mnist.y_train[public],
+        X_held_out=images[held_out],
+        y_held_out=mnist.y_train[held_out],
+        X_private=usps.x_train,
+        y_private=usps.y_train,
+        X_test=usps.x_test,
+        y_test=usps.y_test,
+        image_shape=(16, 16),
+    )
+
+
+def mnist_rotated(seed: int = 0) -> Task:
+    """MNIST; private: 4,000 training digits that pretraining did not see, rotated by 25°."""
+    mnist = load_mnist()
+    rest, private = _split(len(mnist.x_train), _ROTATED_RECORDS, seed)
+    kept, out = _split(len(rest), _HELD_OUT, seed)
+    public, held_out = rest[kept], rest[out]
+    images = _flat(mnist.x_train)
+    return Task(
+        name="mnist_rotated",
+        model=_pretrained((784, 64, 10), images[public], mnist.y_train[public], seed),
+        X_public=images[public],
+        y_public=mnist.y_train[public],
+        X_held_out=images[held_out],
+        y_held_out=mnist.y_train[held_out],
+        X_private=_flat(rotate(mnist.x_train[private], _ROTATION)),
+        y_private=mnist.y_train[private],
+        X_test=_flat(rotate(mnist.x_test, _ROTATION)),
+        y_test=mnist.y_test,
+        image_shape=(28, 28),
+    )
+
+
+def usps_to_mnist(seed: int = 0) -> Task:
+    """USPS digits; private: the 60,000 MNIST training digits in the frame of USPS.
+
+    Pretraining sees the USPS training digits; the 2,007 USPS test digits are held out.
+    """
+    mnist, usps = load_mnist(), load_usps()
+    return Task(
+        name="usps_to_mnist",
+        model=_pretrained((256, 64, 10), usps.x_train, usps.y_train, seed),
+        X_public=usps.x_train,
+        y_public=usps.y_train,
+        X_held_out=usps.x_test,
+        y_held_out=usps.y_test,
+        X_private=_in_usps_frame(mnist.x_train),
+        y_private=mnist.y_train,
+        X_test=_in_usps_frame(mnist.x_test),
+        y_test=mnist.y_test,
+        image_shape=(16, 16),
+    )
+
+
+TASKS: Mapping[str, Callable[[int], Task]] = {
+    task.__name__: task for task in (mnist_to_usps, mnist_rotated, usps_to_mnist)
+}
+
+
+def _in_usps_frame(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    # USPS digits fill their frame; the central 22 x 22 pixels of MNIST are filled about as well.
+    return _flat(resize(images[:, 3:25, 3:25], (16, 16)))
+
+
+def _flat(images: NDArray[Any]) -> NDArray[np.float32]:
+    scale = np.float32(255 if images.dtype == np.uint8 else 1)
+    flat: NDArray[np.float32] = images.reshape(len(images), -1).astype(np.float32) / scale
+    return flat
+
+
+def _split(n_records: int, n_second: int, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    order = np.random.default_rng(seed).permutation(n_records)
+    return np.sort(order[n_second:]), np.sort(order[:n_second])
+
+
+def _pretrained(
+    layer_sizes: tuple[int, ...], X: NDArray[Any], y: NDArray[Any], seed: int
+) -> MultilayerPerceptron:
+    return mlp(layer_sizes, seed=seed).fit(X, y, epochs=_EPOCHS, seed=seed)

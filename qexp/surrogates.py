@@ -308,7 +308,8 @@ def table_surrogates(
 def _kept_shares(count: int) -> list[float]:
     if count == 1:
         return [(_LEAST_KEPT + _MOST_KEPT) / 2]
-    return np.linspace(_MOST_KEPT, _LEAST_KEPT, count).tolist()
+    shares: list[float] = np.linspace(_MOST_KEPT, _LEAST_KEPT, count).tolist()
+    return shares
 
 
 def _calibrated(

@@ -159,16 +159,21 @@ class _KroneckerTrial:
             start += m
         return [total / np.float32(len(self.X)) for total in sums]
 
-    def noise_to_signal(self, damping: float, clipping_norm: float, noise: float) -> float:
-        """Give the norm of one draw's noise over that of the clipped mean, both whitened."""
+    def first_draw(self, damping: float, clipping_norm: float) -> tuple[float, float]:
+        """Give ‖s̄‖, s̄ the clipped whitened mean at the start, and its product with the mean.
+
+        The product is how fast the loss falls along the step.
+        """
         spectra = [layer.damped(damping) for layer in self.eigen]
-        means = self._clipped_mean(self.model, clipping_norm, self.eigen, spectra)
-        squares = 0.0
-        for layer, (a, b), mean in zip(self.eigen, spectra, means, strict=True):
-            turned = layer.q_b.T @ mean @ layer.q_a
-            squares += float((turned**2 / np.outer(b, a)).sum())
-        k = sum(mean.size for mean in means)
-        return clipping_norm * noise * math.sqrt(k / max(squares, 1e-300))
+        means, free = (
+            self._clipped_mean(self.model, c, self.eigen, spectra) for c in (clipping_norm, 1e30)
+        )
+        squares = slope = 0.0
+        for layer, (a, b), clipped, whole in zip(self.eigen, spectra, means, free, strict=True):
+            turned = layer.q_b.T @ clipped @ layer.q_a / np.outer(b, a)
+            squares += float((turned**2 * np.outer(b, a)).sum())
+            slope += float((turned * (layer.q_b.T @ whole @ layer.q_a)).sum())
+        return math.sqrt(squares), slope
 
     def kept(self, damping: float) -> NDArray[np.float64]:
         """Give the eigenvalues ρ of H A⁻¹."""
@@ -232,19 +237,18 @@ class _GeneralTrial:
         )
         return None if result.stopped_because == "diverged" else result.model
 
-    def noise_to_signal(self, damping: float, clipping_norm: float, noise: float) -> float:
-        """Give the norm of one draw's noise over that of the clipped mean, both whitened."""
+    def first_draw(self, damping: float, clipping_norm: float) -> tuple[float, float]:
+        """Give the same as :meth:`_KroneckerTrial.first_draw`."""
         curvature = self._curvature(damping)
-        total = np.zeros(curvature.n_components)
+        clipped, whole = np.zeros((2, curvature.n_components))
         for block in self.model.gradient_blocks(self.X, self.y).blocks():
             rows = block if self.projection is None else self.projection.forward(block)
             whitened = curvature.whiten(rows)
             norms = np.linalg.norm(whitened, axis=1, keepdims=True)
-            total += (whitened * np.minimum(1, clipping_norm / np.maximum(norms, 1e-30))).sum(
-                axis=0
-            )
-        signal = float(np.linalg.norm(total)) / len(self.X)
-        return clipping_norm * noise * math.sqrt(len(total)) / max(signal, 1e-300)
+            clipped += (whitened * np.minimum(1, clipping_norm / np.maximum(norms, 1e-30))).sum(0)
+            whole += whitened.sum(0)
+        m = len(self.X)
+        return float(np.linalg.norm(clipped)) / m, float(clipped @ whole) / m**2
 
     def kept(self, damping: float) -> NDArray[np.float64]:
         """Give the eigenvalues ρ of H A⁻¹, all at their mean."""
@@ -284,13 +288,14 @@ _STEPS: Final = (
     (0.1, 0.9),
     (0.03, 0.9),
 )
-# Noise that costs more than this many times the loss before, or a path of steps that cannot reach
-# this share of the minimum, is hopeless.
-_MOST_NOISE_LOSS: Final = 2.0
-_LEAST_REACH: Final = 0.25
+# Hopeless is noise that costs more than this share of the loss before, and a path that would not
+# save this share of it even if the slope at the start lasted.
+_MOST_NOISE_LOSS: Final = 0.2
+_LEAST_SAVING: Final = 0.5
 _MOST_TEST_RECORDS: Final = 4000
 _PRIVATE_SHARE: Final = 0.6
-_CURVE: Final = (1 / 8, 1 / 4, 1 / 2, 2, 4, 8)
+_CURVE: Final = (1 / 4, 1 / 2, 2, 4)
+_CURVE_RECORDS: Final = 3000
 
 
 @dataclass(frozen=True)
@@ -303,8 +308,8 @@ class _Effort:
 
 
 _EFFORTS: Final = {
-    "quick": _Effort(3, ((None, 1, 1000), (96, 3, 1000), (32, 3, 3000), (10, 3, None)), 1),
-    "full": _Effort(5, ((None, 2, 1500), (128, 5, 2000), (48, 5, 4000), (16, 5, None)), 2),
+    "quick": _Effort(3, ((None, 1, 500), (64, 3, 800), (24, 3, 2500), (8, 3, None)), 1),
+    "full": _Effort(5, ((None, 2, 1000), (128, 5, 1500), (48, 5, 4000), (16, 5, None)), 2),
 }
 
 
@@ -422,7 +427,7 @@ class Plan:
                 f"{row['accuracy_std']:5.3f}  {row['noise_to_signal']:12.3g}"
             )
         discarded = sum(row["accuracy_mean"] is None for row in self.table)
-        lines.append(f"{discarded} candidates were discarded without a trial, for their noise")
+        lines.append(f"{discarded} more candidates were discarded by closed forms, without a trial")
         return "\n".join(lines)
 
     def _plot(self, path: str | os.PathLike[str]) -> None:
@@ -531,9 +536,10 @@ def plan(
 
     First, closed forms discard hopeless candidates: with q = 1 - ηρ/(1-m), the noise of T rounds
     leaves an expected loss of ½ Σ_ρ ρ (η c √T / ((1-m) n μ))² (1-q^2T)/(1-q²) in the quadratic
-    model, ρ the eigenvalues of H A⁻¹; and a path that is too short changes nothing. Then the rest
-    is simulated, by successive halving (Jamieson and Talwalkar, AISTATS 2016): on one surrogate
-    and few records first, the best ones on all and more.
+    model, ρ the eigenvalues of H A⁻¹; and a path T η/(1-m) along which even the slope of the loss
+    at the start saves too little leads nowhere. Then the rest is simulated, by successive halving
+    (Jamieson and Talwalkar, AISTATS 2016): on one surrogate and few records first, the best ones
+    on all surrogates and more records.
 
     A draw moves the weights by -η A⁻¹ (mean clipped gradient + noise of c/(nμ)). Where m < n
     simulated private records are at hand, the mean is over those m, and the noise is that of n:
@@ -611,7 +617,7 @@ class _Search:
         self.scores: dict[_Candidate, tuple[list[float], int]] = {}
         self.stage: dict[_Candidate, int] = {}
         self._kept: dict[tuple[float, int | None], NDArray[np.float64]] = {}
-        self._ratios: dict[tuple[float, float, int | None], float] = {}
+        self._draws: dict[tuple[float, float, int | None], tuple[float, float]] = {}
 
     def run(
         self,
@@ -670,7 +676,7 @@ class _Search:
             eps = target_epsilon * factor
             noise = 1 / (self.n_records * calibrate_mu(eps, self.delta))
             points[eps] = [
-                domain.score(candidate[0], noise, self.n_records, self.seed)
+                domain.score(candidate[0], noise, _CURVE_RECORDS, self.seed)
                 for domain in self.domains[candidate[1]]
             ]
         return tuple(
@@ -710,23 +716,36 @@ class _Search:
     def _is_hopeful(self, candidate: _Candidate) -> bool:
         schedule, _ = candidate
         reach = schedule.rounds * schedule.step_size / (1 - schedule.momentum)
+        saving = reach * self._first_draw(candidate)[1]
         cost = self._noise_loss(candidate)
-        return reach >= _LEAST_REACH and cost <= _MOST_NOISE_LOSS * self.loss_before
+        return (
+            saving >= _LEAST_SAVING * self.loss_before
+            and cost <= _MOST_NOISE_LOSS * self.loss_before
+        )
 
     def _noise_loss(self, candidate: _Candidate) -> float:
         schedule, k = candidate
-        key = schedule.damping, k
-        if key not in self._kept:
-            self._kept[key] = self.domains[k][0].trial.kept(schedule.damping)
-        return _noise_loss(schedule, self._kept[key], self.noise)
+        return _noise_loss(schedule, self._kept_eigenvalues(schedule.damping, k), self.noise)
 
     def _noise_to_signal(self, candidate: _Candidate) -> float:
         schedule, k = candidate
+        signal, _ = self._first_draw(candidate)
+        components = len(self._kept_eigenvalues(schedule.damping, k))
+        sigma = schedule.clipping_norm * self.noise * math.sqrt(schedule.rounds)
+        return sigma * math.sqrt(components) / max(signal, 1e-300)
+
+    def _first_draw(self, candidate: _Candidate) -> tuple[float, float]:
+        schedule, k = candidate
         key = schedule.damping, schedule.clipping_norm, k
-        if key not in self._ratios:
+        if key not in self._draws:
             trial = self.domains[k][0].trial.head(1000)
-            self._ratios[key] = trial.noise_to_signal(*key[:2], self.noise)
-        return self._ratios[key] * math.sqrt(schedule.rounds)
+            self._draws[key] = trial.first_draw(schedule.damping, schedule.clipping_norm)
+        return self._draws[key]
+
+    def _kept_eigenvalues(self, damping: float, k: int | None) -> NDArray[np.float64]:
+        if (damping, k) not in self._kept:
+            self._kept[damping, k] = self.domains[k][0].trial.kept(damping)
+        return self._kept[damping, k]
 
 
 def _noise_loss(schedule: Schedule, kept: NDArray[np.float64], noise: float) -> float:

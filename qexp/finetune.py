@@ -8,9 +8,10 @@ shape the next one. Momentum, averaging and shrinkage work on released values an
 from __future__ import annotations
 
 import math
+import os
 import secrets
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Final, Literal, Protocol
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qexp import _checks, _config
-from qexp._checkpoint import FineTuneState
+from qexp._checkpoint import FineTuneState, load_state, locked, save_state
 from qexp._progress import progress_bar
 from qexp.bits import BitGenerator
 from qexp.curvature import Curvature
@@ -40,6 +41,7 @@ from qexp.private_sum import Lattice, NoisySum, lattice_for
 from qexp.projections import Identity, Projection
 from qexp.records import as_record_source
 from qexp.release import PrivateRelease
+from qexp.shrinkage import james_stein
 
 __all__ = [
     "FineTuneInterrupted",
@@ -50,6 +52,8 @@ __all__ = [
 ]
 
 StopReason = Literal["finished", "ledger empty", "interrupted", "diverged"]
+Shrinkage = Literal["none", "last", "last_whole"]
+_SHRINKAGES: Final = ("none", "last", "last_whole")
 _SHRINK_BUDGET: Final = 1 - 2.0**-50
 
 
@@ -234,6 +238,8 @@ def fine_tune(
     neighboring_relation: str = "replace_special",
     ledger: PrivacyLedger | None = None,
     rng: BitGenerator | None = None,
+    shrinkage: Shrinkage = "none",
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
     on_round: Callable[[RoundReport], object] | None = None,
 ) -> FineTuneResult:
@@ -260,11 +266,22 @@ def fine_tune(
         Asked before and charged after each round. When it has not enough left for the next round,
         the job stops there and releases what was paid for.
     rng : BitGenerator, optional
-        Default: fresh cryptographic generators. Round t uses ``rng.spawn(t)``.
+        Default: fresh cryptographic generators. Round t uses ``rng.spawn(t)``, so that a run with
+        a test generator has the same bits whether or not it was resumed.
+    shrinkage : {"none", "last", "last_whole"}
+        "last": the last round's noisy sum is shrunk layer by layer before it becomes a step (see
+        :func:`qexp.shrinkage.james_stein`); "last_whole": with one factor for all layers, which
+        scales the step by the share of y that is not noise. Free, and not always of use.
+    checkpoint : path-like, optional
+        File that keeps the state after each round. Called again with the same path and arguments,
+        a job that was stopped or killed goes on where it was; one that was finished gives its
+        result again. No round is paid for twice and none is free: see :mod:`qexp._checkpoint`.
+        Rounds done before are not reported to `on_round` again.
     progress : bool
         Show a progress bar on a terminal.
     on_round : callable, optional
-        Called after every round with its :class:`RoundReport`.
+        Called after every round with its :class:`RoundReport`, when the round is paid for and
+        saved. The place to save a ledger that is kept on disk.
 
     Returns
     -------
@@ -273,9 +290,14 @@ def fine_tune(
     Raises
     ------
     ValueError, TypeError
-        If a public argument is out of its range.
+        If a public argument is out of its range, or `checkpoint` is damaged, of another job, or
+        older than `ledger`.
     BudgetExceededError
-        If `ledger` has not enough left for the first round.
+        If `ledger` has not enough left for the first round, or for rounds in `checkpoint` that it
+        was not charged for yet.
+    BlockingIOError, OSError
+        If another job works on `checkpoint`, or it cannot be written. A round that could not be
+        saved is dropped unpublished and costs nothing.
     FineTuneInterrupted
         On Ctrl-C, if at least one round was paid for; a round that was not is dropped unpublished
         and costs nothing.
@@ -299,9 +321,13 @@ def fine_tune(
         neighboring_relation=neighboring_relation,
         ledger=ledger,
         rng=rng,
+        shrinkage=shrinkage,
+        checkpoint=checkpoint,
     )
     try:
-        stopped_because = job.run(progress=progress, on_round=on_round)
+        with nullcontext() if checkpoint is None else locked(checkpoint):
+            job.resume()
+            stopped_because = job.run(progress=progress, on_round=on_round)
     except KeyboardInterrupt:
         state = job.paid_state()
         if state.rounds_done == 0:
@@ -327,9 +353,13 @@ class _Job:
         neighboring_relation: str,
         ledger: PrivacyLedger | None,
         rng: BitGenerator | None,
+        shrinkage: Shrinkage,
+        checkpoint: str | os.PathLike[str] | None,
     ) -> None:
         if not isinstance(schedule, Schedule):
             raise TypeError(f"schedule is a {type(schedule).__name__}; it needs a qexp Schedule")
+        if shrinkage not in _SHRINKAGES:
+            raise ValueError(f"shrinkage is {shrinkage!r}; it needs one of {_SHRINKAGES}")
         theta_0 = _checks.finite_array(model.weights, "model.weights", 1)
         self.pretrained, self.X, self.y, self.schedule = model, X, y, schedule
         self.dtype = theta_0.dtype
@@ -356,8 +386,35 @@ class _Job:
             "curvature": dict(self.curvature.describe()),
             "schedule": schedule.describe(),
         }
+        self.shrinkage, self.checkpoint = shrinkage, checkpoint
         self.state = FineTuneState(job_id=secrets.token_hex(8), weights=theta_0.astype(np.float64))
         self._next_state = self.state
+
+    def resume(self) -> None:
+        """Take up the checkpoint, or begin one, and bring the ledger up to it."""
+        if self.checkpoint is None:
+            return
+        state = load_state(self.checkpoint, self._configuration())
+        if state is None:
+            # Before the first draw: a path that cannot be written fails while nothing is at stake.
+            save_state(self.checkpoint, self.state, self._configuration())
+            return
+        # Nothing of the checkpoint may get out before the ledger has all of it.
+        self.state = self._next_state = replace(self.state, job_id=state.job_id)
+        if self.ledger is not None:
+            charged = {entry.label for entry in self.ledger.entries}
+            for t in range(state.rounds_done + 1, self.schedule.rounds + 1):
+                if self._label(t) in charged:
+                    raise ValueError(
+                        f"the checkpoint {os.fspath(self.checkpoint)!r} ends with round "
+                        f"{state.rounds_done}, but the ledger was charged for round {t} of this "
+                        "job: it is an older copy. Restore the latest one, or give another path "
+                        "to start anew, which costs anew"
+                    )
+            for t in range(1, state.rounds_done + 1):
+                if self._label(t) not in charged:
+                    self._charge_saved(t)
+        self.state = self._next_state = state
 
     def run(
         self, *, progress: bool, on_round: Callable[[RoundReport], object] | None
@@ -380,7 +437,10 @@ class _Job:
                                 raise
                             return "ledger empty"
                     model = self._model(self.state)
-                    self._next_state = self._draw(model, t)
+                    after = self._draw(model, t)
+                    if self.checkpoint is not None:
+                        save_state(self.checkpoint, after, self._configuration())
+                    self._next_state = after
                     if reservation is not None:
                         reservation.commit()
                     self.state = self._next_state
@@ -437,6 +497,7 @@ class _Job:
             "mu_replace_special": mu,
             "mu_replace_one": 2 * mu,
             "public_inputs": self.public_inputs,
+            "shrinkage": self.shrinkage,
             "rounds_done": state.rounds_done,
             "stopped_because": stopped_because,
             "rounds": [dict(numbers) for numbers in state.history],
@@ -477,6 +538,8 @@ class _Job:
             ledger=None,
             label=self._label(t),
         )
+        if self.shrinkage != "none" and t == schedule.rounds:
+            step = self._shrunk_step(noisy)
         velocity = step
         if schedule.momentum > 0 and state.velocity is not None:
             velocity = schedule.momentum * state.velocity + step
@@ -497,6 +560,34 @@ class _Job:
                 after, iterate_sum=before + theta, iterates_summed=state.iterates_summed + 1
             )
         return replace(after, weights=theta, velocity=velocity if schedule.momentum > 0 else None)
+
+    def _shrunk_step(self, noisy: NoisySum) -> NDArray[Any]:
+        layers = getattr(self.curvature, "layer_slices", None)
+        blocks = layers() if self.shrinkage == "last" and layers is not None else None
+        values, _ = james_stein(noisy.values, _sigma(noisy.lattice), blocks=blocks)
+        u = self.curvature.unwhiten(values) * (-self.schedule.step_size / self.n_records)
+        return self.projection.adjoint(u)
+
+    def _configuration(self) -> dict[str, Any]:
+        return {
+            **self.public_inputs,
+            "target_epsilon": self.target_epsilon,
+            "target_delta": self.target_delta,
+            "neighboring_relation": self.neighboring_relation,
+            "n_records": self.n_records,
+            "rng": self.bits.name,
+            "shrinkage": self.shrinkage,
+        }
+
+    def _charge_saved(self, t: int) -> None:
+        assert self.ledger is not None
+        try:
+            self.ledger.charge(self.lattices[t - 1].mu, self._label(t))
+        except BudgetExceededError as error:
+            raise BudgetExceededError(
+                f"the checkpoint holds round {t}, for which the ledger was not charged and has "
+                f"not enough left, so that nothing can be released from it: {error}"
+            ) from error
 
     def _numbers(self, t: int, noisy: NoisySum, step: NDArray[Any]) -> dict[str, Any]:
         k, n, eta = self.curvature.n_components, self.n_records, self.schedule.step_size

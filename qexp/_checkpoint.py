@@ -140,24 +140,23 @@ def save_state(
     OSError
         If it cannot be written; an old checkpoint stays whole.
     """
+    arrays = {name: getattr(state, name) for name in _ARRAYS}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
     document = {
         "format": _FORMAT,
         "version": _VERSION,
         "configuration": configuration,
+        "arrays": list(arrays),
         "job_id": state.job_id,
         "rounds_done": state.rounds_done,
         "iterates_summed": state.iterates_summed,
         "history": [dict(numbers) for numbers in state.history],
         "diverged": state.diverged,
     }
-    contents = {"state": np.frombuffer(json.dumps(document).encode(), dtype=np.uint8)}
-    for name in _ARRAYS:
-        array = getattr(state, name)
-        if array is not None:
-            contents[name] = array
+    text = np.frombuffer(json.dumps(document).encode(), dtype=np.uint8)
 
     def write(file: BinaryIO) -> None:
-        np.savez(file, **contents)  # type: ignore[arg-type]
+        np.savez(file, state=text, **arrays)
 
     atomic_write(path, write)
 
@@ -186,9 +185,9 @@ def load_state(
     name = os.fspath(path)
     try:
         # Every part of the archive has a checksum, which reading it verifies.
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             document = json.loads(archive["state"].tobytes())
-            arrays = {part: archive[part] for part in _ARRAYS if part in archive.files}
+            arrays = {part: archive[part] for part in document.get("arrays", ())}
     except FileNotFoundError:
         return None
     except (OSError, EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:

@@ -38,7 +38,7 @@ CholeskyFailure cholesky_inplace(const Blas& blas, MatrixView<T> a) {
   if (n <= leaf) return factor_leaf(blas, a);
   // Wide panels pass a large matrix through memory less often, narrow ones leave less to the
   // slower factorisation of their diagonal blocks.
-  const std::int64_t width = n < 2048 ? leaf : 256;
+  const std::int64_t width = n < 2048 ? leaf : n < 4096 ? 256 : 512;
   for (std::int64_t j = 0; j < n; j += width) {
     const std::int64_t nb = std::min(width, n - j);
     const std::int64_t rest = n - j - nb;

@@ -17,7 +17,7 @@ namespace {
 constexpr std::int64_t everywhere = std::numeric_limits<std::int64_t>::max() / 2;
 
 #ifdef QEXP_X86_DISPATCH
-static_assert(float_square_depth == avx512::product_depth);
+static_assert(float_square_depth == avx512::product_depth<float>);
 static_assert(solve_leaf_size == avx512::leaf_size);
 
 struct alignas(64) CacheLine {
@@ -55,7 +55,7 @@ void multiply(MatrixView<Sum> c, Sum alpha, const Factor<T>& a, const Factor<T>&
   }
   const auto left = strided(a), right = strided(b);
   parallel_for(tiles.size(), 1, [&](std::size_t begin, std::size_t end) {
-    T* const space = workspace<T>(avx512::product_workspace);
+    T* const space = workspace<T>(avx512::product_workspace<T>);
     for (std::size_t at = begin; at < end; ++at) {
       const auto [i, j] = tiles[at];
       avx512::add_product<T, Sum>(std::min(side, c.rows - i), std::min(side, c.cols - j), k, alpha,

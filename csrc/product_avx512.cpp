@@ -12,6 +12,7 @@ using Index = std::int64_t;
 constexpr Index tile_rows = 12;
 template <class T>
 constexpr Index tile_columns = 2 * static_cast<Index>(Vec<T>::width);
+static_assert(product_rows % tile_rows == 0 && product_columns % tile_columns<float> == 0);
 
 QEXP_INLINE Index least(Index a, Index b) {
   return a < b ? a : b;
@@ -94,8 +95,8 @@ void add_product(Index m, Index n, Index k, Sum alpha, Strided<const T> a, Strid
   for (Index jc = 0; jc < n; jc += product_columns) {
     const Index nc = least(product_columns, n - jc);
     if (m - 1 + diagonal < jc) continue;
-    for (Index pc = 0; pc < k; pc += product_depth) {
-      const Index kc = least(product_depth, k - pc);
+    for (Index pc = 0; pc < k; pc += product_depth<T>) {
+      const Index kc = least(product_depth<T>, k - pc);
       T* const packed_a = packed_b + (nc + width - 1) / width * width * kc;
       pack<width>(nc, kc, b.data + pc * b.row + jc * b.column, b.column, b.row, packed_b);
       for (Index ic = 0; ic < m; ic += product_rows) {

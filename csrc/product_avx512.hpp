@@ -17,13 +17,17 @@ struct Strided {
   std::int64_t row, column;
 };
 
-// Extent of the inner dimension that is summed in registers before it is added to the result.
-inline constexpr std::int64_t product_depth = 256;
-inline constexpr std::int64_t product_rows = 192;
+// Extent of the inner dimension that is summed in registers before it is added to the result. Deep
+// enough to hide that addition, whose tile may come from memory; in float32 the depth also bounds
+// the error of the sums, see add_lower_square in csrc/product.hpp.
+template <class T>
+inline constexpr std::int64_t product_depth = sizeof(T) == 4 ? 256 : 512;
+inline constexpr std::int64_t product_rows = 96;
 inline constexpr std::int64_t product_columns = 2048;
 // Elements of workspace for a product, at most.
+template <class T>
 inline constexpr std::int64_t product_workspace =
-    product_depth * (product_rows + product_columns + 64);
+    product_depth<T> * (product_rows + product_columns);
 
 // C += alpha A B for a row-major C of m×n, an inner dimension k, and only where j <= i + diagonal.
 // `workspace` is aligned to 64 bytes.

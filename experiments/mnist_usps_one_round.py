@@ -24,9 +24,7 @@ def study(arguments: argparse.Namespace) -> None:
     before, after, ordinary = [], [], []
     for seed in range(arguments.seeds):
         task = mnist_usps_task(seed, margin=arguments.margin, activation=arguments.activation)
-        release = draw(
-            task, arguments.epsilon, arguments.delta, rng=insecure_test_generator(seed)
-        )
+        release = draw(task, arguments.epsilon, arguments.delta, rng=insecure_test_generator(seed))
         before.append(task.value(task.model))
         after.append(task.value(task.model.with_weights(release.weights)))
         ordinary.append(task.value(task.ordinary(task.model, task.private)))

@@ -116,6 +116,13 @@ def accuracy_figure(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center right", frameon=False, fontsize=9)
-    figure.text(0.10, 0.975, textwrap.fill(title, 88), fontsize=10.5, va="top", weight="bold")
+    figure.text(
+        0.10,
+        0.975,
+        textwrap.fill(title[0].upper() + title[1:], 76),
+        fontsize=10,
+        va="top",
+        weight="bold",
+    )
     figure.text(0.10, 0.13, textwrap.fill(caption, 108), fontsize=8.5, va="top", color="#333333")
     return figure

@@ -273,9 +273,7 @@ def _calibrate(options: argparse.Namespace) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def _figures(
-    epsilon: float | None, mu: float | None, delta: float, rounds: int
-) -> dict[str, Any]:
+def _figures(epsilon: float | None, mu: float | None, delta: float, rounds: int) -> dict[str, Any]:
     from qexp import privacy
 
     if mu is None:

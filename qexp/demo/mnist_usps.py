@@ -48,7 +48,12 @@ def as_records(images: Images, margin: int = 0) -> NDArray[np.float32]:
 
 
 def pretrain(
-    images: Images, labels: NDArray[Any], *, seed: int, margin: int = 0, activation: Activation = "tanh"
+    images: Images,
+    labels: NDArray[Any],
+    *,
+    seed: int,
+    margin: int = 0,
+    activation: Activation = "tanh",
 ) -> MultilayerPerceptron:
     """Train the MLP 256-64-10 on public MNIST digits."""
     model = mlp((256, 64, 10), activation=activation, seed=seed)
@@ -154,9 +159,7 @@ def score_settings(
     model = pretrain(
         mnist.x_train[seen], mnist.y_train[seen], seed=seed, margin=margin, activation=activation
     )
-    named = list(
-        surrogates(model, mnist.x_train[unseen], mnist.y_train[unseen], margin=margin)
-    )
+    named = list(surrogates(model, mnist.x_train[unseen], mnist.y_train[unseen], margin=margin))
     seeds = itertools.count(1_000_000 * (seed + 1))
     scores = choose_settings(
         model,

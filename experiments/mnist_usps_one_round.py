@@ -33,7 +33,7 @@ def study(arguments: argparse.Namespace) -> None:
             f"{ordinary[-1]:.4f} by ordinary fine-tuning (not private)",
             flush=True,
         )
-    settings = SETTINGS[arguments.margin]
+    settings = SETTINGS[arguments.margin, arguments.activation]
     result = {
         "study": "mnist_usps_one_round",
         "epsilon": arguments.epsilon,
@@ -94,11 +94,11 @@ def main() -> None:
     parser.add_argument(
         "--margin",
         type=int,
-        choices=sorted(SETTINGS),
+        choices=sorted({margin for margin, _ in SETTINGS}),
         default=MARGIN,
         help="pixels cut off each side of an MNIST image before it is resized",
     )
-    parser.add_argument("--activation", choices=["tanh", "relu"], default="tanh")
+    parser.add_argument("--activation", choices=["tanh", "relu"], default="relu")
     parser.add_argument(
         "--choose", action="store_true", help="choose the settings on public data instead"
     )

@@ -62,7 +62,7 @@ def accuracy_figure(
 
     figure = Figure(figsize=(7.2, 5.0), facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.10, 0.27, 0.87, 0.60))
+    axes = figure.add_axes((0.10, 0.26, 0.87, 0.58))
     places = np.repeat(epsilons, [len(found) for found in values])
     axes.plot(
         places,
@@ -115,11 +115,19 @@ def accuracy_figure(
     axes.grid(color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="center right", frameon=False, fontsize=9)
+    # Above the axes, where no curve can run through it.
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        borderaxespad=0.2,
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+    )
     figure.text(
         0.10,
         0.975,
-        textwrap.fill(title[0].upper() + title[1:], 76),
+        textwrap.fill(title[0].upper() + title[1:], 80, break_on_hyphens=False),
         fontsize=10,
         va="top",
         weight="bold",

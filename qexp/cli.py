@@ -72,7 +72,7 @@ def _message(error: Exception) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _new_parser(
+    parser: argparse.ArgumentParser = _new_parser(
         argparse.ArgumentParser,
         prog="qexp",
         description="Fine-tune pretrained models on private data with an exact "

@@ -242,6 +242,11 @@ def _report(
         [f"{task.measure_name[0].upper()}{task.measure_name[1:]} ({n_test} records):"]
         + [f"  {name:<{width}}  {_shown(task, value)}{note}" for name, value, note in rows]
     )
+    if private <= before:
+        yield _wrap(
+            "This release does no better on the test records than the pretrained model: settings "
+            "that are chosen on public records need not suit the private ones."
+        )
     yield _wrap(release.statement)
     settings = task.settings
     yield _wrap(

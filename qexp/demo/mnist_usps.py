@@ -28,13 +28,18 @@ N_PRIVATE: Final = 7_291
 # digit fits a box of 20 x 20 pixels in the middle of 28 x 28; USPS digits fill their frame.
 MARGIN: Final = 4
 
-# By margin: the best of the grid in
-#     python -m experiments.mnist_usps_one_round --choose --seeds 3 --margin M
-# which scores it on shifted MNIST digits alone, for n = 7,291, epsilon = 1 and delta = 1e-5.
+# By margin and activation: the best of the grid in
+#     python -m experiments.mnist_usps_one_round --choose --seeds 3 --margin M --activation A
+# which scores it on shifted MNIST digits alone, for n = 7,291, epsilon = 1 and delta = 1e-5. There
+# the rectifier did better than the hyperbolic tangent (82.96 % to 82.19 % at margin 4), so that it
+# is the default.
 SETTINGS: Final = {
-    0: Settings(damping=0.03, clipping_norm=0.3, step_size=5),
-    3: Settings(damping=0.003, clipping_norm=0.3, step_size=3),
-    4: Settings(damping=0.01, clipping_norm=0.3, step_size=3),
+    (0, "tanh"): Settings(damping=0.01, clipping_norm=0.3, step_size=5.0),
+    (0, "relu"): Settings(damping=0.03, clipping_norm=0.3, step_size=10.0),
+    (3, "tanh"): Settings(damping=0.003, clipping_norm=0.3, step_size=3.0),
+    (3, "relu"): Settings(damping=0.01, clipping_norm=0.3, step_size=5.0),
+    (4, "tanh"): Settings(damping=0.001, clipping_norm=1.0, step_size=0.5),
+    (4, "relu"): Settings(damping=0.03, clipping_norm=0.3, step_size=5.0),
 }
 
 Images = NDArray[Any]
@@ -101,7 +106,7 @@ def mnist_usps_task(
     seed: int = 0,
     *,
     margin: int = MARGIN,
-    activation: Activation = "tanh",
+    activation: Activation = "relu",
     n_components: int = N_COMPONENTS,
 ) -> Task:
     """Read both data sets, pretrain on MNIST and set up the draw on USPS.
@@ -121,7 +126,7 @@ def mnist_usps_task(
     images, labels = mnist.x_train[:N_PRETRAINING], mnist.y_train[:N_PRETRAINING]
     model = pretrain(images, labels, seed=seed, margin=margin, activation=activation)
     projection = SRHT(model.n_parameters, n_components, seed=seed)
-    settings = SETTINGS[margin]
+    settings = SETTINGS[margin, activation]
     return Task(
         title="handwritten digits: pretrained on MNIST, fine-tuned on USPS",
         public=f"MNIST: {N_PRETRAINING} digits for pretraining, {N_CURVATURE} of them for the "

@@ -5,9 +5,6 @@ namespace {
 
 using namespace fwht_parts;
 
-// Work below this many bytes a thread is not worth a thread.
-constexpr std::size_t grain_bytes = 131072;
-
 constexpr auto in_place = [](std::size_t, std::size_t, auto*) {};
 
 // One row by all threads: its sub-transforms, then its column panels.

@@ -15,8 +15,13 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <new>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include "dispatch.hpp"
 #include "parallel.hpp"
@@ -54,46 +59,60 @@ namespace fwht_parts {
 // Rows whose butterflies fwht_columns reads from the source in one go.
 inline constexpr std::size_t columns_digit = 8;
 
+// Work below this many bytes a thread is not worth a thread.
+inline constexpr std::size_t grain_bytes = 131072;
+
 template <class T>
-inline constexpr std::size_t leaf_size = 16384 / sizeof(T);
+inline constexpr std::size_t leaf_size = 32768 / sizeof(T);
 
 // The last step of a transform of n numbers: `rows` transforms of `stride` numbers each, then
-// columns over them. rows == 1: n fits a leaf.
+// columns over them, `width` at a time. rows == 1: n fits a leaf.
 struct Split {
   std::size_t rows;
   std::size_t stride;
-  std::size_t width;  // columns a panel
+  std::size_t width;
 };
 
+// Sizes in bytes, measured: half a second-level cache for sub-transforms; panels that fit the first
+// level and are wide enough for memory to deliver whole bursts.
 template <class T>
 constexpr Split split(std::size_t n) {
-  constexpr std::size_t leaf = leaf_size<T>;
   constexpr std::size_t second_level = 524288 / sizeof(T);
   constexpr std::size_t most_rows = 256;
-  if (n <= leaf) return {1, n, n};
-  std::size_t rows = n / leaf;
-  if (rows > most_rows) rows = std::min(most_rows, n / second_level);
-  return {rows, n / rows, std::max<std::size_t>(256, 32768 / rows) / sizeof(T)};
+  constexpr std::size_t panel = 16384 / sizeof(T), narrowest = 512 / sizeof(T);
+  if (n <= leaf_size<T>) return {1, n, n};
+  const std::size_t rows =
+      n <= second_level ? n / leaf_size<T> : std::min(most_rows, n / second_level);
+  return {rows, n / rows, std::max(narrowest, panel / rows)};
 }
 
 inline constexpr std::size_t alignment = 64;
-struct FreeAligned {
-  void operator()(void* p) const { ::operator delete(p, std::align_val_t{alignment}); }
+struct Free {
+  void operator()(void* p) const { std::free(p); }
 };
 template <class T>
-using Buffer = std::unique_ptr<T[], FreeAligned>;
+using Buffer = std::unique_ptr<T[], Free>;
 
-// Uninitialised, so that memory no thread touches is never committed.
+// Uninitialised, so that memory no thread touches is never committed. Long strides through a large
+// row miss the address cache at every step, so such a row asks for large pages.
 template <class T>
 Buffer<T> make_buffer(std::size_t count) {
-  return Buffer<T>(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{alignment})));
+  constexpr std::size_t large_page = std::size_t{1} << 21;
+  const std::size_t bytes = count * sizeof(T);
+  const std::size_t unit = bytes >= large_page ? large_page : alignment;
+  const std::size_t whole = (bytes + unit - 1) / unit * unit;
+  void* const memory = std::aligned_alloc(unit, whole);
+  if (memory == nullptr) throw std::bad_alloc();
+#ifdef __linux__
+  if (unit == large_page) madvise(memory, whole, MADV_HUGEPAGE);
+#endif
+  return Buffer<T>(static_cast<T*>(memory));
 }
 
 // Room for the widest panel of any split, on the stack of the thread that works in it.
 template <class T>
 struct Panel {
-  static constexpr std::size_t bytes = 65536;
-  alignas(alignment) T values[bytes / sizeof(T)];
+  alignas(alignment) T values[131072 / sizeof(T)];
 };
 
 template <class T>

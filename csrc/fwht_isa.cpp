@@ -138,7 +138,7 @@ void leaf(T* x, std::size_t n) {
 template <class T>
 void columns(const T* source, std::size_t source_stride, T* target, std::size_t target_stride,
              std::size_t rows, std::size_t live, std::size_t width, T* panel) {
-  constexpr std::size_t digit = 8;
+  constexpr std::size_t digit = 8;  // columns_digit of fwht.hpp
   if (rows <= digit) return radix(rows, source, source_stride, target, target_stride, width);
   for (std::size_t i = 0; i < live; i += digit) {
     radix<T, digit>(source + i * source_stride, source_stride, panel + i * width, width, width);
@@ -169,26 +169,37 @@ struct BitsOf<double> {
 };
 
 template <class T>
+QEXP_INLINE void scale_chunk(const T* source, typename BitsOf<T>::type signs, std::size_t count,
+                             T scale, T* target) {
+  using Bits = typename BitsOf<T>::type;
+  for (std::size_t i = 0; i < count; ++i) {
+    const T product = source[i] * scale;
+    Bits bits;
+    __builtin_memcpy(&bits, &product, sizeof bits);
+    bits ^= (signs >> i) << (8 * sizeof(T) - 1);
+    __builtin_memcpy(target + i, &bits, sizeof bits);
+  }
+}
+
+template <class T>
 void scaled(const T* source, const std::uint64_t* signs, std::size_t first, std::size_t count,
             T scale, T* target) {
   using Bits = typename BitsOf<T>::type;
-  constexpr unsigned top = 8 * sizeof(T) - 1;
   constexpr std::size_t chunk = 8 * sizeof(T);
-  while (count > 0) {
-    const std::size_t shift = first % chunk;
-    const std::size_t run = count < chunk - shift ? count : chunk - shift;
-    const Bits word = static_cast<Bits>(signs[first / 64] >> (first % 64));
-    for (std::size_t i = 0; i < run; ++i) {
-      const T product = source[i] * scale;
-      Bits bits;
-      __builtin_memcpy(&bits, &product, sizeof bits);
-      bits ^= (word >> i) << top;
-      __builtin_memcpy(target + i, &bits, sizeof bits);
+  const auto bits = [=](std::size_t i) {
+    return static_cast<Bits>(signs[(first + i) / 64] >> ((first + i) % 64));
+  };
+  std::size_t i = 0;
+  if (first % chunk == 0) {  // a count the compiler knows: whole registers, no remainders
+    for (; i + chunk <= count; i += chunk) {
+      scale_chunk(source + i, bits(i), chunk, scale, target + i);
     }
-    first += run;
-    count -= run;
-    source += run;
-    target += run;
+  }
+  while (i < count) {
+    const std::size_t rest = chunk - (first + i) % chunk;
+    const std::size_t run = count - i < rest ? count - i : rest;
+    scale_chunk(source + i, bits(i), run, scale, target + i);
+    i += run;
   }
 }
 

@@ -40,12 +40,13 @@ struct Plan {
   const Srht& map;
   std::size_t n = map.padded();
   Split s = split<T>(n);
-  // Sub-transforms that hold more than padding, rounded up to what the last step reads at once.
-  std::size_t live = std::min(s.rows, (((map.p + s.stride - 1) / s.stride) + columns_digit - 1) /
-                                          columns_digit * columns_digit);
+  // Sub-transforms that hold more than padding; the same, up to what the last step reads at once.
+  std::size_t given = (map.p + s.stride - 1) / s.stride;
+  std::size_t live = std::min(s.rows, (given + columns_digit - 1) / columns_digit * columns_digit);
   T scale = static_cast<T>(map.scale);
 };
 
+// Calls body over [0, count), by all threads or by this one.
 template <class Body>
 void for_range(bool threaded, std::size_t count, const Body& body) {
   if (threaded) {
@@ -60,8 +61,9 @@ void for_range(bool threaded, std::size_t count, const Body& body) {
 template <class T, class One>
 void for_rows(const Plan<T>& plan, std::size_t m, const One& one) {
   const std::size_t threads = static_cast<std::size_t>(num_threads());
-  const bool inside = m < threads && plan.s.rows > 1;
-  const std::size_t slots = inside ? 1 : std::min(m, threads);
+  const bool inside = m < threads && plan.s.rows > 1 && plan.n * sizeof(T) >= threads * grain_bytes;
+  const std::size_t worth = m * plan.n * sizeof(T) / grain_bytes;
+  const std::size_t slots = inside ? 1 : std::clamp<std::size_t>(worth, 1, std::min(m, threads));
   const Buffer<T> scratch = make_buffer<T>(slots * plan.n);
   if (inside) {
     for (std::size_t i = 0; i < m; ++i) one(i, scratch.get(), true);
@@ -77,12 +79,11 @@ void for_rows(const Plan<T>& plan, std::size_t m, const One& one) {
   });
 }
 
-// All but the last step: sub-transforms of what fill() supplies, zeros where there is padding.
+// The first `count` sub-transforms of what fill() supplies.
 template <class T, class Fill>
-void sub_transforms(const Plan<T>& plan, std::size_t wanted, T* scratch, bool threaded,
+void sub_transforms(const Split& s, std::size_t count, T* scratch, bool threaded,
                     const Fill& fill) {
-  const Split& s = plan.s;
-  for_range(threaded, wanted, [&](std::size_t begin, std::size_t end) {
+  for_range(threaded, count, [&](std::size_t begin, std::size_t end) {
     Panel<T> panel;
     for (std::size_t i = begin; i < end; ++i) {
       transform(scratch + i * s.stride, s.stride, i * s.stride, panel, fill);
@@ -108,7 +109,8 @@ void forward_row(const Plan<T>& plan, const Picks& picks, const T* x, T* out, T*
     for (std::size_t j = 0; j < map.k(); ++j) out[j] = scratch[map.kept[j]] * plan.scale;
     return;
   }
-  sub_transforms(plan, plan.live, scratch, threaded, signed_leaf);
+  sub_transforms(s, plan.given, scratch, threaded, signed_leaf);
+  std::fill(scratch + plan.given * s.stride, scratch + plan.live * s.stride, T(0));
   for_range(threaded, s.stride / s.width, [&](std::size_t begin, std::size_t end) {
     Panel<T> panel;
     for (std::size_t i = begin; i < end; ++i) {
@@ -142,7 +144,7 @@ void adjoint_row(const Plan<T>& plan, const T* u, T* out, T* scratch, bool threa
     QEXP_DISPATCH(signed_scale<T>)(scratch, map.signs.data(), 0, map.p, plan.scale, out);
     return;
   }
-  sub_transforms(plan, s.rows, scratch, threaded, scattered_leaf);
+  sub_transforms(s, s.rows, scratch, threaded, scattered_leaf);
   for_range(threaded, s.stride / s.width, [&](std::size_t begin, std::size_t end) {
     Panel<T> panel;
     for (std::size_t i = begin; i < end; ++i) {
@@ -170,7 +172,10 @@ template <class T>
 void srht_forward(const Srht& map, const T* rows, std::size_t m, std::ptrdiff_t row_stride,
                   T* out) {
   if (m == 0 || map.k() == 0) return;
-  const Plan<T> plan{map};
+  Plan<T> plan{map};
+  // So few outputs that most narrow panels hold none: those are never computed.
+  constexpr std::size_t narrow = 128 / sizeof(T);
+  if (map.k() <= plan.s.stride / narrow / 4) plan.s.width = narrow;
   const Picks picks(map, plan.s);
   for_rows(plan, m, [&](std::size_t i, T* scratch, bool threaded) {
     forward_row(plan, picks, rows + static_cast<std::ptrdiff_t>(i) * row_stride, out + i * map.k(),

@@ -14,6 +14,7 @@ from qexp.curvature import (
     IdentityCurvature,
     NotPositiveDefiniteError,
 )
+from qexp.layered import DiagonalCurvature, KroneckerCurvature, LayeredCurvature
 from qexp.mechanism import sample_private_weights
 from qexp.privacy import (
     BudgetExceededError,
@@ -36,8 +37,11 @@ __all__ = [
     "CoordinateMask",
     "Curvature",
     "DenseCurvature",
+    "DiagonalCurvature",
     "Identity",
     "IdentityCurvature",
+    "KroneckerCurvature",
+    "LayeredCurvature",
     "NotPositiveDefiniteError",
     "PrivacyLedger",
     "PrivateRelease",

@@ -38,6 +38,7 @@ class BitGenerator:
     def __init__(self, key: bytes, *, secure: bool, name: str) -> None:
         self.secure: Final = secure
         self.name: Final = name
+        self._first_key = key
         self._use_key(key)
 
     def _use_key(self, key: bytes) -> None:
@@ -66,6 +67,25 @@ class BitGenerator:
         self._words_left -= count
         stream = self._keystream.update(bytes(8 * count))
         return np.frombuffer(stream, dtype="<u8").astype(np.uint64, copy=False)
+
+    def spawn(self, index: int) -> BitGenerator:
+        """Make a generator of its own for one of several draws.
+
+        Parameters
+        ----------
+        index : int
+            Number of the draw. A test generator's child depends on its seed and the index alone,
+            so that a run which resumes in the middle repeats the bits of one that did not; a
+            secure generator's child has a fresh key and nothing in common with any other.
+
+        Returns
+        -------
+        BitGenerator
+        """
+        if self.secure:
+            return secure_generator()
+        key = hashlib.sha256(self._first_key + f" draw {int(index)}".encode()).digest()
+        return BitGenerator(key, secure=False, name=self.name)
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a bit generator cannot be copied or pickled: its words would repeat")

@@ -12,22 +12,33 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qexp import _blas, _checks, _core
+from qexp import _checks, _core
+from qexp._factor import (
+    NotPositiveDefiniteError,
+    damped_inverse_factor,
+    new_gram,
+    whitener,
+)
 from qexp.projections import Projection
 
 __all__ = ["Curvature", "DenseCurvature", "IdentityCurvature", "NotPositiveDefiniteError"]
 
 
-class NotPositiveDefiniteError(ValueError):
-    """H + damping·I has no Cholesky factor."""
-
-
 class Curvature(Protocol):
-    """What a public curvature offers."""
+    """What a public curvature offers.
+
+    A curvature that knows layers may offer ``whiten_factors`` besides, see
+    :class:`qexp.layered.LayeredCurvature`.
+    """
 
     @property
     def n_components(self) -> int:
-        """Dimension k."""
+        """Dimension k of the whitened space, in which the draw is made."""
+        ...
+
+    @property
+    def n_parameters(self) -> int:
+        """Length of the gradients that it whitens: k, or more where some are left out."""
         ...
 
     @property
@@ -36,7 +47,7 @@ class Curvature(Protocol):
         ...
 
     def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
-        """Turn gradients (m, k) into whitened rows s = L⁻¹ g, float64 (m, k).
+        """Turn gradients (m, n_parameters) into whitened rows s = L⁻¹ g, float64 (m, k).
 
         Bits of a row depend on that row alone.
         """
@@ -66,6 +77,11 @@ class IdentityCurvature:
     @property
     def n_components(self) -> int:
         """Dimension k."""
+        return self._k
+
+    @property
+    def n_parameters(self) -> int:
+        """Length of a gradient, k."""
         return self._k
 
     @property
@@ -99,9 +115,7 @@ class DenseCurvature:
     def __init__(self, inverse_factor: NDArray[np.float64], *, damping: float) -> None:
         self._inverse_factor = inverse_factor
         self._damping = damping
-        self._whitener = _core.PackedMatrix(
-            np.ascontiguousarray(inverse_factor.T), triangle="upper"
-        )
+        self._whitener = whitener(inverse_factor)
         # tr(H A⁻¹) = k - λ tr(A⁻¹), and tr(A⁻¹) = ‖L⁻¹‖².
         trace = float(np.einsum("ij,ij->", inverse_factor, inverse_factor))
         self._effective_dimension = max(0.0, len(inverse_factor) - damping * trace)
@@ -134,12 +148,11 @@ class DenseCurvature:
             If H + λI is not positive definite.
         """
         n_records = _checks.count(n_records, "n_records")
-        _blas.ensure_bound()
         h: NDArray[np.float64] | None = None
         for block in blocks:
             rows = np.ascontiguousarray(_checks.real_array(block, "a block of curvature rows", 2))
             if h is None:
-                h = np.zeros((rows.shape[1], rows.shape[1]))
+                h = new_gram(rows.shape[1])
             if rows.shape[1] != len(h):
                 raise ValueError(
                     f"a block of curvature rows has {rows.shape[1]} columns, the first one had "
@@ -182,7 +195,6 @@ class DenseCurvature:
                 f"matrix differs from its transpose by up to {asymmetry:g}; it needs to be "
                 "symmetric"
             )
-        _blas.ensure_bound()
         return cls._from_lower_triangle(h.astype(np.float64), damping)
 
     @classmethod
@@ -227,23 +239,16 @@ class DenseCurvature:
     @classmethod
     def _from_lower_triangle(cls, h: NDArray[np.float64], damping: float) -> DenseCurvature:
         damping = _checks.positive(damping, "damping", zero_allowed=True)
-        if not np.all(np.isfinite(h)):
-            raise ValueError(
-                "the curvature holds NaN or infinite values; look for them in the public rows"
-            )
-        h[np.diag_indices_from(h)] += damping
-        failed_pivot = _core.cholesky_inplace(h)
-        if failed_pivot:
-            raise NotPositiveDefiniteError(
-                f"the curvature with damping {damping:g} is not positive definite (pivot "
-                f"{failed_pivot} of {len(h)}); use a larger damping or more public records"
-            )
-        _core.triangular_inverse_inplace(h)
-        return cls(np.tril(h), damping=damping)
+        return cls(damped_inverse_factor(h, damping, "the curvature"), damping=damping)
 
     @property
     def n_components(self) -> int:
         """Dimension k."""
+        return len(self._inverse_factor)
+
+    @property
+    def n_parameters(self) -> int:
+        """Length of a gradient, k."""
         return len(self._inverse_factor)
 
     @property

@@ -22,12 +22,12 @@ from qexp._progress import progress_bar
 from qexp.bits import BitGenerator, secure_generator
 from qexp.curvature import Curvature
 from qexp.privacy import PrivacyLedger, calibrate_mu
-from qexp.private_sum import NoisySum, lattice_for, private_sum
+from qexp.private_sum import Lattice, NoisySum, WhitenedBlock, lattice_for, private_sum
 from qexp.projections import Identity, Projection
 from qexp.records import RecordSource, as_record_source
 from qexp.release import PrivateRelease
 
-__all__ = ["sample_private_weights"]
+__all__ = ["private_step", "sample_private_weights"]
 
 # One record's clipped gradient moves by c when it is nulled, by up to 2c when it is exchanged.
 _SENSITIVITY_FACTOR: Final = {"replace_special": 1, "replace_one": 2}
@@ -119,20 +119,18 @@ def sample_private_weights(
     bits = _bit_generator(rng)
     mu_target = calibrate_mu(target_epsilon, target_delta)
     lattice = lattice_for(mu_target / factor, c, n)
-    label = f"sample_private_weights, {n} records"
-
-    # The boundary.
-    whitened = _whitened_blocks(source, projection, curvature, progress=progress)
-    if ledger is None:
-        noisy = _draw(whitened, curvature, n, lattice, bits)
-    else:
-        with ledger.reserve(lattice.mu, label) as reservation:
-            noisy = _draw(whitened, curvature, n, lattice, bits)
-            reservation.commit()
-
-    # Post-processing.
-    u = curvature.unwhiten(noisy.values) * (-eta / n)
-    theta = (theta_0 + projection.adjoint(u)).astype(theta_0.dtype, copy=False)
+    step, noisy = private_step(
+        source,
+        projection=projection,
+        curvature=curvature,
+        lattice=lattice,
+        step_size=eta,
+        bits=bits,
+        ledger=ledger,
+        label=f"sample_private_weights, {n} records",
+        progress=progress,
+    )
+    theta = (theta_0 + step).astype(theta_0.dtype, copy=False)
 
     k = curvature.n_components
     sigma = math.ldexp(1.0, lattice.bits) / lattice.units_per_norm  # c/μ of the boundary
@@ -174,27 +172,58 @@ def sample_private_weights(
     return PrivateRelease(weights=theta, _certificate=certificate, **public)
 
 
-def _draw(
-    whitened: Iterator[NDArray[np.float64]],
+def private_step(
+    source: RecordSource,
+    *,
+    projection: Projection,
     curvature: Curvature,
-    n_records: int,
-    lattice: Any,
+    lattice: Lattice,
+    step_size: float,
     bits: BitGenerator,
-) -> NoisySum:
-    return private_sum(
-        whitened,
-        n_components=curvature.n_components,
-        n_records=n_records,
-        lattice=lattice,
-        bits=bits,
-    )
+    ledger: PrivacyLedger | None,
+    label: str,
+    progress: bool = False,
+) -> tuple[NDArray[Any], NoisySum]:
+    """Make one draw: the step P u with u = -(η/n) L⁻ᵀ y, and the noisy sum y it comes from.
+
+    The ledger is asked before the first record is read and charged before the draw is handed out.
+    Arguments are as checked by :func:`sample_private_weights`.
+    """
+
+    def draw() -> NoisySum:
+        return private_sum(
+            _whitened_blocks(source, projection, curvature, progress=progress),
+            n_components=curvature.n_components,
+            n_records=source.n_records,
+            lattice=lattice,
+            bits=bits,
+        )
+
+    if ledger is None:
+        noisy = draw()
+    else:
+        with ledger.reserve(lattice.mu, label) as reservation:
+            noisy = draw()
+            reservation.commit()
+    u = curvature.unwhiten(noisy.values) * (-step_size / source.n_records)
+    return projection.adjoint(u), noisy
 
 
 def _whitened_blocks(
     source: RecordSource, projection: Projection, curvature: Curvature, *, progress: bool
-) -> Iterator[NDArray[np.float64]]:
-    """Project and whiten block by block; rows stay independent of each other."""
+) -> Iterator[WhitenedBlock]:
+    """Project and whiten block by block; records stay independent of each other."""
+    in_factors = (
+        isinstance(projection, Identity)
+        and hasattr(curvature, "whiten_factors")
+        and hasattr(source, "factor_blocks")
+    )
     with progress_bar(source.n_records, "records", show=progress) as advance:
+        if in_factors:
+            for factors in source.factor_blocks():  # type: ignore[attr-defined]
+                yield curvature.whiten_factors(factors)  # type: ignore[attr-defined]
+                advance(len(factors[0][0]))
+            return
         for block in source.blocks():
             rows = _checks.real_array(block, "a block of records", 2)
             if rows.shape[1] != source.n_parameters:
@@ -212,9 +241,9 @@ def _check_dimensions(p: int, projection: Projection, curvature: Curvature) -> N
             f"projection maps {projection.n_parameters} weights, pretrained has {p}; they need "
             "the same number"
         )
-    if curvature.n_components != projection.n_components:
+    if curvature.n_parameters != projection.n_components:
         raise ValueError(
-            f"curvature has dimension {curvature.n_components}, the projected gradients "
+            f"curvature has dimension {curvature.n_parameters}, the projected gradients "
             f"{projection.n_components}; they need the same (without a projection that is the "
             "number of weights)"
         )

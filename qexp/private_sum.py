@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,9 @@ from numpy.typing import NDArray
 from qexp import _core
 from qexp.bits import BitGenerator
 
-__all__ = ["Lattice", "NoisySum", "lattice_for", "private_sum"]
+__all__ = ["Lattice", "NoisySum", "WhitenedBlock", "lattice_for", "private_sum"]
+
+WhitenedBlock = NDArray[np.float64] | list[tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 _DEFAULT_BITS: Final = 32
 # B of at least 2²⁵ keeps the clipping margin of 2⁻²⁰ many lattice units wide.
@@ -108,7 +110,8 @@ def lattice_for(mu: float, clipping_norm: float, n_records: int) -> Lattice:
 
 def _fits(mu: float, bits: int, n_records: int) -> bool:
     bound = math.floor(math.ldexp(mu, bits))
-    return bound <= 2**_MOST_BOUND_BITS and n_records * bound + 12 * 2**bits < 2**63
+    fits_kernels = bound < 2**_MOST_BOUND_BITS
+    return fits_kernels and n_records * bound + 12 * (1 << bits) < 1 << 63
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,7 +143,7 @@ class NoisySum:
 
 
 def private_sum(
-    whitened_blocks: Iterable[NDArray[np.float64]],
+    whitened_blocks: Iterable[WhitenedBlock],
     *,
     n_components: int,
     n_records: int,
@@ -151,9 +154,11 @@ def private_sum(
 
     Parameters
     ----------
-    whitened_blocks : iterable of ndarray of float64, each of shape (m, n_components)
-        Whitened gradients s_i of the records, C-contiguous. A row must depend on its own record
-        and on public values alone. A row that holds a NaN or an infinity counts as null.
+    whitened_blocks : iterable of blocks of m records each
+        Whitened gradients s_i of the records: an ndarray of float64 (m, n_components), or a list
+        of pairs (left (m, a), right (m, b)), one a layer, for s_i = ⊕ left_i ⊗ right_i, which is
+        then never formed. C-contiguous. A row must depend on its own record and on public values
+        alone. A record that holds a NaN or an infinity counts as null.
     n_components : int
         k.
     n_records : int
@@ -174,22 +179,25 @@ def private_sum(
     """
     total = _noise(n_components, lattice.bits, bits)
     rows_seen = 0
+    scale: dict[str, Any] = {
+        "units_per_norm": lattice.units_per_norm,
+        "clipping_norm": lattice.clipping_norm,
+        "bound": lattice.bound,
+    }
     for block in whitened_blocks:
-        rows_seen += block.shape[0]
-        _core.lattice_sum(
-            block,
-            total,
-            units_per_norm=lattice.units_per_norm,
-            clipping_norm=lattice.clipping_norm,
-            bound=lattice.bound,
-        )
+        if isinstance(block, np.ndarray):
+            rows_seen += len(block)
+            _core.lattice_sum(block, total, **scale)
+        else:
+            rows_seen += len(block[0][0])
+            _core.lattice_sum_outer(block, total, **scale)
     if rows_seen != n_records:
         raise ValueError(
             f"the source gave {rows_seen} records and announced {n_records}; the number of "
             "records is public and must be right"
         )
     return NoisySum(
-        values=(total + 0.5) / lattice.units_per_norm,
+        values=np.divide(total + 0.5, lattice.units_per_norm, dtype=np.float64),
         lattice=lattice,
         n_records=n_records,
         generator=bits.name,

@@ -323,21 +323,26 @@ class Basis(_Projection):
         if not np.isfinite(given).all():
             raise ValueError("matrix holds NaN or infinite entries; it needs finite ones")
         self.matrix = _frozen(np.array(given, order="C"))
+        self._packed: dict[np.dtype[Any], _core.PackedMatrix] = {}
+
+    def __reduce__(self) -> tuple[type["Basis"], tuple[NDArray[Any]]]:
+        return Basis, (self.matrix,)
 
     def describe(self) -> dict[str, Any]:
         """Kind, sizes and the digest of the matrix, ready for JSON."""
         return {**super().describe(), "digest": _digest(self.matrix)}
 
     def _forward(self, rows: NDArray[Real], out: NDArray[Real]) -> None:
-        transposed = self.matrix.astype(rows.dtype, copy=False).T
-        with np.errstate(all="ignore"):
-            # Row by row: one product for the whole block would let a row's rounding depend on how
-            # many rows stand beside it.
-            for row, coordinates in zip(rows, out, strict=True):
-                np.dot(transposed, row, out=coordinates)
+        # Not a library's product: its rounding of a row may depend on the rows beside it.
+        if rows.dtype not in self._packed:
+            self._packed[rows.dtype] = _core.PackedMatrix(self._as(rows))
+        self._packed[rows.dtype].multiply(rows, out)
 
     def _adjoint(self, u: NDArray[Real], out: NDArray[Real]) -> None:
-        np.matmul(u, self.matrix.astype(u.dtype, copy=False).T, out=out)
+        np.matmul(u, self._as(u).T, out=out)
+
+    def _as(self, rows: NDArray[Real]) -> NDArray[Real]:
+        return self.matrix.astype(rows.dtype, copy=False)
 
 
 def _check_dtype(array: NDArray[Any], name: str) -> None:

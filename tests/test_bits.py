@@ -57,3 +57,18 @@ def test_generators_cannot_be_copied(duplicate):
 def test_bad_seeds(seed, error):
     with pytest.raises(error, match="integer of at least 0"):
         bits.insecure_test_generator(seed)
+
+
+def test_children_of_a_test_generator_depend_on_seed_and_index_alone():
+    parent = bits.insecure_test_generator(5)
+    first = parent.spawn(0).words(4)
+    parent.words(100)
+    assert np.array_equal(parent.spawn(0).words(4), first)
+    assert not np.array_equal(parent.spawn(1).words(4), first)
+    assert not parent.spawn(1).secure
+
+
+def test_children_of_a_secure_generator_share_nothing():
+    parent = bits.secure_generator()
+    assert parent.spawn(0).secure
+    assert not np.array_equal(parent.spawn(0).words(4), parent.spawn(0).words(4))

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tracemalloc
@@ -440,6 +441,15 @@ def test_basis_keeps_its_own_copy():
     matrix[:] = 0
     assert projection.describe()["digest"] == before
     assert (projection.forward(np.ones(4)) != 0).all()
+
+
+@KINDS
+def test_pickling_keeps_the_map(projection):
+    rows = random(1, 3, projection.n_parameters)
+    expected = projection.forward(rows)
+    copy = pickle.loads(pickle.dumps(projection))
+    assert copy.describe() == projection.describe()
+    assert copy.forward(rows).tobytes() == expected.tobytes()
 
 
 def test_basis_bad_matrix():

@@ -1,0 +1,503 @@
+"""Curvature of layered models: one block a layer, over the full weight space.
+
+A layer's weights are a matrix (out, in + 1), its gradient for one record an outer product δ ⊗ a of
+the derivative in the layer's sums and its input (with a trailing 1 for the bias). A Kronecker block
+A ⊗ B keeps that form: whitened factors are δ̃ = L_B⁻¹ δ and ã = L_A⁻¹ a, and the gradient itself is
+never formed. (Martens and Grosse, "Optimizing neural networks with Kronecker-factored approximate
+curvature", ICML 2015.)
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Final, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qexp import _checks, _core
+from qexp._factor import damped_inverse_factor, new_gram, whitener
+
+__all__ = [
+    "DiagonalCurvature",
+    "KroneckerCurvature",
+    "LayerCurvature",
+    "LayeredCurvature",
+]
+
+Factors = tuple[NDArray[Any], NDArray[Any]]
+WhitenedFactors = tuple[NDArray[np.float64], NDArray[np.float64]]
+_BLOCK_BYTES: Final = 8 * 2**20
+
+
+class LayerCurvature(ABC):
+    """Curvature of one layer's matrix (out, in + 1).
+
+    Built up by :meth:`add` from public records, then closed by :meth:`finish`.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (out, in + 1).
+    damping : float
+        λ.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, shape: tuple[int, int], damping: float) -> None:
+        self.shape = shape
+        self.damping = damping
+        self.effective_dimension = 0.0
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def n_components(self) -> int:
+        """Number of weights that are tuned."""
+        return self.n_parameters
+
+    @abstractmethod
+    def add(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> None:
+        """Accumulate public factors: inputs (m, in + 1), deltas (m·r, out), r rows a record."""
+
+    @abstractmethod
+    def finish(self, n_records: int) -> None:
+        """Damp and factor what :meth:`add` accumulated over `n_records` public records."""
+
+    @abstractmethod
+    def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """Whiten dense gradients (m, out·(in + 1))."""
+
+    def whiten_factors(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> WhitenedFactors:
+        """Whiten the gradients δ_i ⊗ a_i into factors (left, right)."""
+        rows = self.whiten(_outer_rows(inputs, deltas))
+        return np.ones((len(rows), 1)), rows
+
+    @abstractmethod
+    def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Turn whitened components into a step (out·(in + 1),)."""
+
+    @abstractmethod
+    def arrays(self) -> Sequence[NDArray[np.float64]]:
+        """Give the arrays that define the curvature, for its digest."""
+
+
+class KroneckerLayer(LayerCurvature):
+    """A ⊗ B with A = E[a aᵀ] and B = E[δ δᵀ], each damped in proportion to its mean eigenvalue."""
+
+    kind = "kronecker"
+
+    def __init__(self, shape: tuple[int, int], damping: float) -> None:
+        super().__init__(shape, damping)
+        self._input_gram = new_gram(shape[1])
+        self._delta_gram = new_gram(shape[0])
+
+    def add(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> None:
+        _core.gram_accumulate(self._input_gram, np.ascontiguousarray(inputs), 1.0)
+        _core.gram_accumulate(self._delta_gram, np.ascontiguousarray(deltas), 1.0)
+
+    def finish(self, n_records: int) -> None:
+        a, b = self._input_gram, self._delta_gram
+        del self._input_gram, self._delta_gram
+        a /= n_records
+        b /= n_records
+        mean_a, mean_b = float(np.trace(a)) / len(a), float(np.trace(b)) / len(b)
+        if not (mean_a > 0 and mean_b > 0 and self.damping > 0):
+            raise ValueError(
+                f"a Kronecker layer of shape {self.shape} has damping {self.damping:g}, mean "
+                f"squared input {mean_a:g} and mean squared derivative {mean_b:g}; all need to be "
+                "above 0 (freeze a layer that the public records do not reach)"
+            )
+        # π of Martens and Grosse: both factors are damped alike, relative to their size.
+        pi = math.sqrt(mean_a / mean_b)
+        damping_a, damping_b = pi * math.sqrt(self.damping), math.sqrt(self.damping) / pi
+        self._inverse_a = damped_inverse_factor(a, damping_a, "a layer's input curvature")
+        self._inverse_b = damped_inverse_factor(b, damping_b, "a layer's output curvature")
+        self._whiten_a, self._whiten_b = whitener(self._inverse_a), whitener(self._inverse_b)
+        self.effective_dimension = _kept(self._inverse_a, damping_a) * _kept(
+            self._inverse_b, damping_b
+        )
+
+    def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        # Every gradient as a matrix G: L_B⁻¹ G L_A⁻ᵀ, by two products whose rows are independent.
+        m, (out, inp) = len(rows), self.shape
+        half = np.empty((m * out, inp))
+        self._whiten_a.multiply(np.ascontiguousarray(rows).reshape(m * out, inp), half)
+        turned = np.ascontiguousarray(half.reshape(m, out, inp).transpose(0, 2, 1))
+        whole = np.empty((m * inp, out))
+        self._whiten_b.multiply(turned.reshape(m * inp, out), whole)
+        return np.ascontiguousarray(whole.reshape(m, inp, out).transpose(0, 2, 1)).reshape(m, -1)
+
+    def whiten_factors(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> WhitenedFactors:
+        left, right = np.empty(deltas.shape), np.empty(inputs.shape)
+        self._whiten_b.multiply(np.ascontiguousarray(deltas), left)
+        self._whiten_a.multiply(np.ascontiguousarray(inputs), right)
+        return left, right
+
+    def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        u: NDArray[np.float64] = self._inverse_b.T @ y.reshape(self.shape) @ self._inverse_a
+        return u.ravel()
+
+    def arrays(self) -> Sequence[NDArray[np.float64]]:
+        return self._inverse_a, self._inverse_b
+
+
+class DenseLayer(LayerCurvature):
+    """The layer's full curvature matrix, for small layers."""
+
+    kind = "dense"
+
+    def __init__(self, shape: tuple[int, int], damping: float) -> None:
+        super().__init__(shape, damping)
+        self._gram = new_gram(self.n_parameters)
+
+    def add(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> None:
+        _core.gram_accumulate(self._gram, _outer_rows(inputs, deltas), 1.0)
+
+    def finish(self, n_records: int) -> None:
+        h = self._gram
+        del self._gram
+        h /= n_records
+        self._inverse = damped_inverse_factor(h, self.damping, "a layer's curvature")
+        self._whitener = whitener(self._inverse)
+        self.effective_dimension = _kept(self._inverse, self.damping)
+
+    def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        out = np.empty(rows.shape)
+        self._whitener.multiply(np.ascontiguousarray(rows), out)
+        return out
+
+    def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        u: NDArray[np.float64] = self._inverse.T @ y
+        return u
+
+    def arrays(self) -> Sequence[NDArray[np.float64]]:
+        return (self._inverse,)
+
+
+class DiagonalLayer(LayerCurvature):
+    """The diagonal of the layer's curvature."""
+
+    kind = "diagonal"
+
+    def __init__(self, shape: tuple[int, int], damping: float) -> None:
+        super().__init__(shape, damping)
+        self._squares = np.zeros(shape)
+
+    def add(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> None:
+        rows_per_record = len(deltas) // max(len(inputs), 1)
+        squares = deltas.astype(np.float64) ** 2
+        per_record = squares.reshape(len(inputs), rows_per_record, -1).sum(axis=1)
+        self._squares += per_record.T @ inputs.astype(np.float64) ** 2
+
+    def finish(self, n_records: int) -> None:
+        diagonal = self._squares.ravel() / n_records
+        del self._squares
+        if not np.all(np.isfinite(diagonal)) or np.any(diagonal + self.damping <= 0):
+            raise ValueError(
+                "a layer's diagonal curvature with damping "
+                f"{self.damping:g} is not positive and finite; use a larger damping"
+            )
+        self._scale = 1.0 / np.sqrt(diagonal + self.damping)
+        self.effective_dimension = float(np.sum(diagonal / (diagonal + self.damping)))
+
+    def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        # A warning about one record's overflow would tell of it.
+        with np.errstate(all="ignore"):
+            whitened: NDArray[np.float64] = rows * self._scale
+        return whitened
+
+    def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        return y * self._scale
+
+    def arrays(self) -> Sequence[NDArray[np.float64]]:
+        return (self._scale,)
+
+
+class IdentityLayer(LayerCurvature):
+    """A = I: Euclidean clipping of the layer's gradient."""
+
+    kind = "identity"
+
+    def add(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> None:
+        pass
+
+    def finish(self, n_records: int) -> None:
+        self.effective_dimension = float(self.n_parameters)
+
+    def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        return np.ascontiguousarray(rows, dtype=np.float64)
+
+    def whiten_factors(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> WhitenedFactors:
+        return self.whiten(deltas), self.whiten(inputs)
+
+    def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        return y
+
+    def arrays(self) -> Sequence[NDArray[np.float64]]:
+        return ()
+
+
+class FrozenLayer(LayerCurvature):
+    """A layer that keeps its pretrained weights: no noise, no norm, no step."""
+
+    kind = "frozen"
+
+    @property
+    def n_components(self) -> int:
+        return 0
+
+    def add(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> None:
+        pass
+
+    def finish(self, n_records: int) -> None:
+        pass
+
+    def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        return np.empty((len(rows), 0))
+
+    def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.zeros(self.n_parameters)
+
+    def arrays(self) -> Sequence[NDArray[np.float64]]:
+        return ()
+
+
+_KINDS: Final[Mapping[str, type[LayerCurvature]]] = {
+    layer.kind: layer
+    for layer in (KroneckerLayer, DenseLayer, DiagonalLayer, IdentityLayer, FrozenLayer)
+}
+
+
+class LayeredCurvature:
+    """A block-diagonal curvature with one block a layer.
+
+    Made by :meth:`from_model` or :meth:`from_factors`.
+
+    Parameters
+    ----------
+    layers : sequence of LayerCurvature
+        Finished, in the order of the weights.
+    """
+
+    _default_kind: ClassVar[str] = "kronecker"
+
+    def __init__(self, layers: Sequence[LayerCurvature]) -> None:
+        self._layers = tuple(layers)
+        if self.n_components == 0:
+            raise ValueError("every layer is frozen; at least one needs another kind of curvature")
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        X: ArrayLike,
+        *,
+        damping: float,
+        kinds: str | Sequence[str] | None = None,
+        labels: str = "sampled",
+        seed: int = 0,
+    ) -> Self:
+        """Accumulate the curvature of a layered model's loss over public records.
+
+        Parameters
+        ----------
+        model : qexp.models.MultilayerPerceptron or alike
+            Gives blocks of factors by ``curvature_blocks(X).factor_blocks()``.
+        X : array, shape (n, n_features)
+            Public records.
+        damping : float
+            λ > 0. A Kronecker block has A + π√λ I and B + (√λ/π) I.
+        kinds : str or sequence of str, optional
+            "kronecker", "dense", "diagonal", "identity" or "frozen", for all layers or one each.
+            Default: what the class is named after.
+        labels : {"sampled", "expected"}
+            Labels drawn from the model (Monte-Carlo Fisher), or all of them, weighted.
+        seed : int
+            Of the drawn labels; public.
+
+        Returns
+        -------
+        LayeredCurvature
+        """
+        source = model.curvature_blocks(X, labels=labels, seed=seed)
+        return cls.from_factors(
+            source.factor_blocks(),
+            layer_shapes=source.layer_shapes,
+            n_records=source.n_records,
+            damping=damping,
+            kinds=kinds,
+        )
+
+    @classmethod
+    def from_factors(
+        cls,
+        blocks: Iterable[Sequence[Factors]],
+        *,
+        layer_shapes: Sequence[tuple[int, int]],
+        n_records: int,
+        damping: float,
+        kinds: str | Sequence[str] | None = None,
+    ) -> Self:
+        """Accumulate the curvature from blocks of public factors.
+
+        Parameters
+        ----------
+        blocks : iterable
+            Each a list of pairs (inputs (m, in + 1), deltas (m·r, out)), one a layer.
+        layer_shapes : sequence of (out, in + 1)
+        n_records : int
+            Number of public records.
+        damping, kinds
+            As in :meth:`from_model`.
+
+        Returns
+        -------
+        LayeredCurvature
+
+        Raises
+        ------
+        ValueError
+            If a layer's public curvature is not finite or cannot be factored.
+        """
+        damping = _checks.positive(damping, "damping")
+        n_records = _checks.count(n_records, "n_records")
+        kinds = cls._default_kind if kinds is None else kinds
+        names = [kinds] * len(layer_shapes) if isinstance(kinds, str) else list(kinds)
+        if len(names) != len(layer_shapes):
+            raise ValueError(
+                f"kinds names {len(names)} layers, the model has {len(layer_shapes)}; it needs "
+                "one name, or one a layer"
+            )
+        unknown = sorted(set(names) - set(_KINDS))
+        if unknown:
+            raise ValueError(f"kinds holds {unknown}; it needs names out of {sorted(_KINDS)}")
+        layers = [
+            _KINDS[name]((int(out), int(inp)), damping)
+            for name, (out, inp) in zip(names, layer_shapes, strict=True)
+        ]
+        for factors in blocks:
+            for layer, (inputs, deltas) in zip(layers, factors, strict=True):
+                for some_inputs, some_deltas in _slices(layer, inputs, deltas):
+                    layer.add(some_inputs, some_deltas)
+        for layer in layers:
+            layer.finish(n_records)
+        return cls(layers)
+
+    @property
+    def n_components(self) -> int:
+        """Number of weights that are tuned."""
+        return sum(layer.n_components for layer in self._layers)
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights p."""
+        return sum(layer.n_parameters for layer in self._layers)
+
+    @property
+    def effective_dimension(self) -> float:
+        """d_eff(λ), summed over the layers."""
+        return sum(layer.effective_dimension for layer in self._layers)
+
+    def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """Turn gradients (m, p) into whitened rows, float64 (m, k)."""
+        parts, start = [], 0
+        for layer in self._layers:
+            parts.append(layer.whiten(rows[:, start : start + layer.n_parameters]))
+            start += layer.n_parameters
+        return np.concatenate(parts, axis=1)
+
+    def whiten_factors(self, factors: Sequence[Factors]) -> list[WhitenedFactors]:
+        """Whiten gradients that are given as one pair (inputs, deltas) a layer.
+
+        Parameters
+        ----------
+        factors : sequence of (inputs (m, in + 1), deltas (m, out))
+
+        Returns
+        -------
+        list of (left (m, a), right (m, b))
+            One pair a tuned layer; its whitened gradient is left_i ⊗ right_i.
+        """
+        return [
+            layer.whiten_factors(inputs, deltas)
+            for layer, (inputs, deltas) in zip(self._layers, factors, strict=True)
+            if layer.n_components
+        ]
+
+    def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Turn a whitened vector (k,) into a step (p,)."""
+        u = np.empty(self.n_parameters)
+        start = place = 0
+        for layer in self._layers:
+            u[place : place + layer.n_parameters] = layer.unwhiten(
+                y[start : start + layer.n_components]
+            )
+            start += layer.n_components
+            place += layer.n_parameters
+        return u
+
+    def layer_slices(self) -> list[slice]:
+        """Give each layer's place in a whitened vector (k,)."""
+        ends = np.cumsum([layer.n_components for layer in self._layers]).tolist()
+        return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+
+    def describe(self) -> Mapping[str, Any]:
+        """Describe the curvature for certificates."""
+        return {
+            "kind": "layered",
+            "n_components": self.n_components,
+            "effective_dimension": self.effective_dimension,
+            "layers": [
+                {
+                    "kind": layer.kind,
+                    "shape": list(layer.shape),
+                    "damping": layer.damping,
+                    "digests": [_checks.array_digest(a) for a in layer.arrays()],
+                }
+                for layer in self._layers
+            ],
+        }
+
+
+class KroneckerCurvature(LayeredCurvature):
+    """A Kronecker block A ⊗ B for every layer, unless `kinds` says otherwise."""
+
+
+class DiagonalCurvature(LayeredCurvature):
+    """The diagonal of every layer's curvature, unless `kinds` says otherwise: a cheap baseline."""
+
+    _default_kind = "diagonal"
+
+
+def _kept(inverse_factor: NDArray[np.float64], damping: float) -> float:
+    """tr(H (H + λI)⁻¹) = k - λ ‖L⁻¹‖²."""
+    squares = float(np.einsum("ij,ij->", inverse_factor, inverse_factor))
+    return max(0.0, len(inverse_factor) - damping * squares)
+
+
+def _outer_rows(inputs: NDArray[Any], deltas: NDArray[Any]) -> NDArray[Any]:
+    """Form the gradients δ_r ⊗ a as rows, r rows a record."""
+    rows_per_record = len(deltas) // max(len(inputs), 1)
+    with np.errstate(all="ignore"):
+        products: NDArray[Any] = (
+            deltas.reshape(len(inputs), rows_per_record, -1, 1) * inputs[:, None, None, :]
+        )
+    return products.reshape(len(deltas), -1)
+
+
+def _slices(layer: LayerCurvature, inputs: NDArray[Any], deltas: NDArray[Any]) -> Iterable[Factors]:
+    """Cut a block so that rows which a dense layer forms stay near 8 MiB."""
+    rows_per_record = len(deltas) // max(len(inputs), 1)
+    step = len(inputs)
+    if isinstance(layer, DenseLayer):
+        step = max(1, _BLOCK_BYTES // (8 * layer.n_parameters * max(rows_per_record, 1)))
+    for start in range(0, len(inputs), max(step, 1)):
+        stop = min(start + step, len(inputs))
+        yield inputs[start:stop], deltas[start * rows_per_record : stop * rows_per_record]

@@ -291,7 +291,7 @@ _STEPS: Final = (
 # Hopeless is noise that costs more than this share of the loss before, and a path that would not
 # save this share of it even if the slope at the start lasted.
 _MOST_NOISE_LOSS: Final = 0.2
-_LEAST_SAVING: Final = 0.5
+_LEAST_SAVING: Final = 0.25
 _MOST_TEST_RECORDS: Final = 4000
 _PRIVATE_SHARE: Final = 0.6
 _CURVE: Final = (1 / 4, 1 / 2, 2, 4)
@@ -632,8 +632,10 @@ class _Search:
         pool = [(schedule, k) for schedule in grid for k in self.domains]
         for candidate in pool:
             self.stage[candidate] = -1
-        hopeful = [candidate for candidate in pool if self._is_hopeful(candidate)]
-        alive = hopeful or sorted(pool, key=self._noise_loss)[:1]
+        alive = [candidate for candidate in pool if self._is_hopeful(candidate)]
+        few = effort.stages[1][0]
+        if few is not None and len(alive) < few:
+            alive = sorted(pool, key=self._noise_loss)[:few]
         stages = len(effort.stages)
         for number, (most, surrogates, records) in enumerate(effort.stages):
             if number:

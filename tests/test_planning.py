@@ -1,0 +1,294 @@
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qexp import DenseCurvature, KroneckerCurvature
+from qexp.bits import insecure_test_generator
+from qexp.datasets import load_digits
+from qexp.finetune import Schedule, fine_tune
+from qexp.models import mlp
+from qexp.planning import (
+    _eigen,
+    _GeneralTrial,
+    _KroneckerTrial,
+    _noise_loss,
+    candidate_schedules,
+    plan,
+)
+from qexp.privacy import calibrate_mu
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(60, 5)).astype(np.float32)
+Y = RNG.integers(3, size=60)
+X_PUBLIC = RNG.normal(size=(80, 5)).astype(np.float32)
+MODEL = mlp((5, 4, 3), seed=1)
+EPSILON, DELTA = 1e9, 1e-5
+BASE = Schedule(rounds=5, clipping_norm=0.7, step_size=0.5, damping=1e-2)
+GOOD = Schedule(rounds=8, clipping_norm=3, step_size=1, damping=1e-2)
+USELESS = Schedule(rounds=1, clipping_norm=0.01, step_size=0.01, damping=1e-2)
+NOISY = Schedule(rounds=12, clipping_norm=50, step_size=3, damping=1e-4)
+
+
+def kronecker_trial(model=MODEL, X=X, y=Y, X_public=X_PUBLIC):
+    return _KroneckerTrial(model, X, y, X_public, _eigen(model, X_public, 0))
+
+
+def make(model, damping):
+    return KroneckerCurvature.from_model(model, X_PUBLIC, damping=damping)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pytest.importorskip("sklearn")
+    data = load_digits()
+    X = data.images.reshape(len(data.images), -1)
+    y = np.asarray(data.labels)
+    model = mlp((64, 24, 10)).fit(X[:500], y[:500], epochs=15)
+    return model, X[500:], y[500:]
+
+
+def planned(digits, **settings):
+    arguments = {"n_records": 600, "target_epsilon": 4.0, "target_delta": 1e-5}
+    return plan(*digits, **{**arguments, "candidates": [USELESS, GOOD, NOISY], **settings})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"clipping_norm": 100.0},
+        {"momentum": 0.8},
+        {"averaging": 0.5},
+        {"refresh_curvature": True},
+        {"damping": 0.1, "rounds": 1},
+    ],
+)
+def test_a_trial_without_noise_is_fine_tune(changes):
+    schedule = Schedule(**{**BASE.describe(), **changes})
+    expected = fine_tune(
+        MODEL,
+        X,
+        Y,
+        schedule=schedule,
+        curvature=lambda model: make(model, schedule.damping),
+        target_epsilon=EPSILON,
+        target_delta=DELTA,
+        rng=insecure_test_generator(0),
+    ).model.weights
+    noise = 1 / (len(X) * calibrate_mu(EPSILON, DELTA))
+    got = kronecker_trial().tune(schedule, noise, np.random.default_rng(0)).weights
+    moved = np.linalg.norm(expected - MODEL.weights)
+    assert moved > 0.02
+    # Both have noise, of a thousandth or so.
+    assert np.linalg.norm(got - expected) < 0.02 * moved
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("budget", [None, (1.0, 3.0)])
+def test_the_noise_of_a_trial_has_the_covariance_of_a_draw(budget):
+    schedule = Schedule(
+        rounds=2, clipping_norm=1e-3, step_size=0.5, damping=0.1, momentum=0.5, budget=budget
+    )
+    noise = 40.0
+    trial, curvature = kronecker_trial(), make(MODEL, 0.1)
+    k = curvature.n_components
+    inverse_root = np.stack([curvature.unwhiten(row) for row in np.eye(k)], axis=1)
+    rng = np.random.default_rng(0)
+    steps = np.stack(
+        [trial.tune(schedule, noise, rng).weights - MODEL.weights for _ in range(2000)]
+    ).astype(float)
+    whitened = np.linalg.solve(inverse_root, steps.T).T
+    # The first step counts 1 + m = 1.5 times; a round's μ² is its share of the whole.
+    shares = np.array([0.5, 0.5] if budget is None else [0.25, 0.75])
+    deviation = 0.5 * 1e-3 * noise * math.sqrt(np.sum(np.array([1.5, 1.0]) ** 2 / shares))
+    covariance = whitened.T @ whitened / len(steps) / deviation**2
+    # Entries have a standard deviation of √2/2000 = 0.032 at most; five of them, and the clip's
+    # own small share.
+    np.testing.assert_allclose(covariance, np.eye(k), atol=0.16)
+
+
+def test_fewer_simulated_records_meet_the_noise_of_all():
+    # What is summed and noised depends on c/(nμ) alone: records doubled, the same mean.
+    schedule = Schedule(**{**BASE.describe(), "rounds": 2})
+    once = kronecker_trial().tune(schedule, 1e-3, np.random.default_rng(3)).weights
+    twice = kronecker_trial(X=np.tile(X, (2, 1)), y=np.tile(Y, 2))
+    doubled = twice.tune(schedule, 1e-3, np.random.default_rng(3)).weights
+    np.testing.assert_allclose(once, doubled, rtol=1e-3, atol=1e-4)
+
+
+def test_the_general_trial_agrees_with_the_fast_one():
+    noise = 1e-7
+    general = _GeneralTrial(MODEL, X, Y, make, None, DELTA)
+    got = general.tune(BASE, noise, np.random.default_rng(0)).weights
+    expected = kronecker_trial().tune(BASE, noise, np.random.default_rng(0)).weights
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        general.first_draw(1e-2, 0.7), kronecker_trial().first_draw(1e-2, 0.7), rtol=1e-3
+    )
+    assert general.kept(1e-2).sum() == pytest.approx(kronecker_trial().kept(1e-2).sum(), rel=1e-3)
+
+
+def test_the_head_of_a_trial_is_a_trial_on_the_first_records():
+    for trial in (kronecker_trial(), _GeneralTrial(MODEL, X, Y, make, None, DELTA)):
+        head = trial.head(20).tune(BASE, 1e-7, np.random.default_rng(0)).weights
+        alone = kronecker_trial(X=X[:20], y=Y[:20]).tune(BASE, 1e-7, np.random.default_rng(0))
+        np.testing.assert_allclose(head, alone.weights, rtol=1e-3, atol=1e-3)
+
+
+def test_a_diverging_trial_says_so():
+    schedule = Schedule(rounds=3, clipping_norm=1e9, step_size=1e9, damping=1e-4)
+    assert kronecker_trial().tune(schedule, 1.0, np.random.default_rng(0)) is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 12), st.floats(0.05, 1.8), st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_noise_loss_is_that_of_a_linear_recursion(rounds, step_size, kept):
+    schedule = Schedule(rounds=rounds, clipping_norm=2.0, step_size=step_size, damping=1.0)
+    rho = np.array(kept)
+    variance = np.zeros_like(rho)
+    for _ in range(rounds):
+        variance = (1 - step_size * rho) ** 2 * variance + (step_size * 2.0 * 0.1) ** 2 * rounds
+    assert _noise_loss(schedule, rho, 0.1) == pytest.approx(
+        0.5 * float(np.sum(rho * variance)), rel=1e-6, abs=1e-12
+    )
+
+
+def test_the_grid_spans_what_it_should():
+    grid = candidate_schedules()
+    assert {s.rounds for s in grid} == {1, 2, 4, 8, 16, 32, 64}
+    assert {s.damping for s in grid} == {1e-4, 1e-3, 1e-2, 1e-1}
+    assert (min(s.clipping_norm for s in grid), max(s.clipping_norm for s in grid)) == (0.3, 10)
+    assert {s.momentum for s in grid} == {0.0, 0.8, 0.9}
+    assert len(set(grid)) == len(grid)
+    assert {s.rounds for s in candidate_schedules(rounds=3)} == {3}
+
+
+@pytest.fixture(scope="module")
+def made(digits):
+    return planned(digits)
+
+
+def test_the_good_candidate_is_planned(made):
+    assert made.schedule == GOOD
+    assert made.predicted_accuracy > made.accuracy_before + 0.05
+    assert 0.4 < made.accuracy_before < 0.85
+    assert len(made.surrogates) == 3
+    rows = {row["schedule"]: row for row in made.table}
+    assert set(rows) == {USELESS, GOOD, NOISY}
+    assert rows[NOISY]["noise_loss"] > 100 * rows[GOOD]["noise_loss"]
+    assert made.table[0]["accuracy_mean"] == made.predicted_accuracy
+    means = [point["accuracy_mean"] for point in made.curve]
+    assert [point["epsilon"] for point in made.curve] == [1, 2, 4, 8, 16]
+    assert means[-1] > means[0]
+
+
+def test_a_plan_is_reproducible(digits, made):
+    assert planned(digits).describe() == made.describe()
+    assert planned(digits, seed=1).describe() != made.describe()
+
+
+def test_a_plan_describes_itself_in_json(made):
+    described = json.loads(json.dumps(made.describe()))
+    assert described["schedule"]["rounds"] == 8
+    assert len(described["table"]) == 3
+
+
+def test_a_plan_reports_text_and_a_picture(made, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "plan.png"
+    text = made.report(path)
+    assert text == made.report()
+    assert "accuracy" in text
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_without_matplotlib_names_the_extra(made, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"qexp\[demo\]"):
+        made.report(tmp_path / "plan.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_grid_is_searched_and_refined(digits):
+    def half(X, y, rng):
+        return X[:, ::-1].copy(), y
+
+    made = planned(digits, candidates=None, rounds=1, surrogate=half)
+    assert made.schedule.rounds == 1
+    assert {row["schedule"].rounds for row in made.table} == {1}
+    assert len(made.table) > len(candidate_schedules(rounds=1))
+    assert made.predicted_accuracy > made.accuracy_before
+
+
+def test_more_private_than_public_records(digits):
+    few = planned(digits, n_records=300, candidates=[GOOD])
+    many = planned(digits, n_records=30_000, candidates=[GOOD])
+    assert many.predicted_accuracy > few.predicted_accuracy
+    assert all(row["records"] <= 30_000 for row in many.table)
+
+
+def test_dense_curvature_behind_a_projection_chooses_its_size(digits):
+    made = planned(
+        digits,
+        curvature="dense",
+        n_components=(20, 400),
+        candidates=[GOOD],
+        surrogate=lambda X, y, rng: (1 - X, y),
+    )
+    assert made.n_components == 400
+    assert {row["n_components"] for row in made.table} == {20, 400}
+
+
+def test_a_curvature_of_ones_own(digits):
+    _, X, y = digits
+    head = mlp((64, 10)).fit(X[:500], y[:500], epochs=5)
+
+    def own(at, damping):
+        return DenseCurvature.from_model(at, X[:200], damping=damping)
+
+    made = planned(
+        (head, X, y), curvature=own, candidates=[GOOD], surrogate=lambda X, y, rng: (1 - X, y)
+    )
+    assert made.n_components is None
+    assert made.schedule == GOOD
+
+
+def test_tables_with_a_public_group(digits):
+    y = digits[2]
+    made = planned(digits, surrogate="tabular", public_group=y % 2)
+    assert made.schedule == GOOD
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"surrogate": "sounds"}, "'images', 'tabular'"),
+        ({"effort": "some"}, "'quick' or 'full'"),
+        ({"curvature": "diagonal"}, "make"),
+        ({"n_records": 0}, "n_records"),
+        ({"rounds": 7}, "no candidate"),
+        ({"candidates": []}, "no candidate"),
+        ({"target_epsilon": -1.0}, "epsilon"),
+        ({"image_shape": (3, 3)}, "image_shape"),
+    ],
+)
+def test_wrong_arguments_are_refused(digits, changes, message):
+    with pytest.raises(ValueError, match=message):
+        planned(digits, **changes)
+
+
+def test_wrong_records_are_refused(digits):
+    model, X, y = digits
+    with pytest.raises(ValueError, match="y_public"):
+        planned((model, X, y[:-1]))
+    with pytest.raises(ValueError, match="at least 50"):
+        planned((model, X[:10], y[:10]))
+    with pytest.raises(ValueError, match="NaN"):
+        planned((model, np.full_like(X, np.nan), y))
+    with pytest.raises(TypeError, match="shift"):
+        planned(digits, surrogate=[])

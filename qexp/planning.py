@@ -8,6 +8,7 @@ the very privacy of the job to come; the best one on average is the plan.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import os
@@ -24,6 +25,8 @@ from qexp._progress import progress_bar
 from qexp.bits import insecure_test_generator
 from qexp.curvature import Curvature, DenseCurvature
 from qexp.finetune import Schedule, fine_tune
+from qexp.layered import KroneckerCurvature
+from qexp.models import MultilayerPerceptron
 from qexp.privacy import calibrate_mu, epsilon
 from qexp.projections import SRHT
 from qexp.surrogates import Surrogate, image_surrogates, table_surrogates
@@ -31,7 +34,6 @@ from qexp.surrogates import Surrogate, image_surrogates, table_surrogates
 __all__ = ["Plan", "candidate_schedules", "plan"]
 
 Maker = Callable[[Any, float], Curvature]
-_LayerFactors = list[tuple[NDArray[Any], NDArray[Any]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,84 +82,102 @@ def _spectrum(gram: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[n
 
 
 class _KroneckerTrial:
-    """Simulated fine-tuning of a layered model with Kronecker curvature on public records.
+    """Simulated fine-tuning of a perceptron with Kronecker curvature on public records.
 
     The same arithmetic as :func:`qexp.fine_tune`, in distribution: but in float32, with noise from
-    NumPy, and the first layer's inputs are turned into the eigenbasis of A once for all schedules.
+    NumPy, and with the first layer, the large one, in the eigenbasis of A. A record [a, 1] there
+    is [a, 1] Q and the layer W Q, once for all rounds and schedules.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: MultilayerPerceptron,
         X: NDArray[Any],
         y: NDArray[Any],
         X_curvature: NDArray[Any],
         eigen: list[_Eigen],
     ) -> None:
-        self.model, self.X, self.y, self.X_curvature, self.eigen = model, X, y, X_curvature, eigen
+        self.model, self.y, self.X_curvature, self.eigen = model, y, X_curvature, eigen
         inputs = np.concatenate([X, np.ones((len(X), 1), X.dtype)], axis=1).astype(np.float32)
-        self._first_squares = (inputs @ eigen[0].q_a) ** 2
+        self._turned = inputs @ eigen[0].q_a
 
     def head(self, n_records: int) -> _KroneckerTrial:
         """Keep the first records only."""
-        if n_records >= len(self.X):
-            return self
-        part = object.__new__(_KroneckerTrial)
-        part.model, part.X_curvature, part.eigen = self.model, self.X_curvature, self.eigen
-        part.X, part.y = self.X[:n_records], self.y[:n_records]
-        part._first_squares = self._first_squares[:n_records]
+        part = copy.copy(self)
+        part.y, part._turned = self.y[:n_records], self._turned[:n_records]
         return part
 
-    def tune(self, schedule: Schedule, noise: float, rng: np.random.Generator) -> Any:
+    def tune(
+        self, schedule: Schedule, noise: float, rng: np.random.Generator
+    ) -> MultilayerPerceptron | None:
         """Return the tuned model, or None where it diverged; `noise` is 1/(nμ)."""
         shares = np.array(schedule.budget or (1.0,) * schedule.rounds)
         sigmas = schedule.clipping_norm * noise * np.sqrt(shares.sum() / shares)
-        eta, eigen, model = schedule.step_size, self.eigen, self.model
-        theta = model.weights.astype(np.float64)
-        velocity = np.zeros_like(theta)
-        total, summed = np.zeros_like(theta), 0
+        eigen = self.eigen
+        spectra = [layer.damped(schedule.damping) for layer in eigen]
+        theta = self._layers()
+        velocity = [np.zeros_like(layer) for layer in theta]
+        total, summed = [np.zeros_like(layer) for layer in theta], 0
         for t in range(1, schedule.rounds + 1):
-            if t == 1 or schedule.refresh_curvature:
-                if t > 1:
-                    eigen = _eigen(model, self.X_curvature, 0, self.eigen[0])
+            if schedule.refresh_curvature and t > 1:
+                eigen = _eigen(self._model(theta), self.X_curvature, 0, self.eigen[0])
                 spectra = [layer.damped(schedule.damping) for layer in eigen]
-            means = self._clipped_mean(model, schedule.clipping_norm, eigen, spectra)
-            steps = []
-            for layer, (a, b), mean in zip(eigen, spectra, means, strict=True):
+            means = self._clipped_mean(theta, schedule.clipping_norm, eigen, spectra)
+            for i, (layer, (a, b)) in enumerate(zip(eigen, spectra, strict=True)):
                 scale = np.sqrt(np.outer(b, a))
-                drawn = (layer.q_b.T @ mean @ layer.q_a) / scale
-                drawn += np.float32(sigmas[t - 1]) * rng.standard_normal(
-                    drawn.shape, dtype=np.float32
+                step = layer.q_b.T @ means[i] / scale
+                step += np.float32(sigmas[t - 1]) * rng.standard_normal(
+                    step.shape, dtype=np.float32
                 )
-                steps.append((layer.q_b @ (drawn / scale) @ layer.q_a.T).ravel())
-            velocity = schedule.momentum * velocity - eta * np.concatenate(steps)
-            theta = theta + velocity
-            if not np.all(np.abs(theta) < 1e6):
+                step = layer.q_b @ (step / scale)
+                if i:
+                    step = step @ layer.q_a.T
+                velocity[i] = schedule.momentum * velocity[i] - schedule.step_size * step
+                theta[i] = theta[i] + velocity[i]
+            if not all(np.all(np.abs(layer) < 1e6) for layer in theta):
                 return None
-            model = self.model.with_weights(theta)
             if t > schedule.rounds - schedule.averaged_rounds:
-                total, summed = total + theta, summed + 1
-        return self.model.with_weights(total / summed) if summed else model
+                total = [x + layer for x, layer in zip(total, theta, strict=True)]
+                summed += 1
+        return self._model([x / summed for x in total] if summed else theta)
+
+    def _layers(self) -> list[NDArray[Any]]:
+        """Give the layers' matrices, the first one turned."""
+        ends = np.cumsum([rows * columns for rows, columns in self.model.layer_shapes])
+        parts = np.split(self.model.weights, ends[:-1])
+        layers = [x.reshape(s) for x, s in zip(parts, self.model.layer_shapes, strict=True)]
+        return [layers[0] @ self.eigen[0].q_a, *layers[1:]]
+
+    def _model(self, layers: list[NDArray[Any]]) -> MultilayerPerceptron:
+        turned_back = [layers[0] @ self.eigen[0].q_a.T, *layers[1:]]
+        return self.model.with_weights(np.concatenate([layer.ravel() for layer in turned_back]))
 
     def _clipped_mean(
-        self, model: Any, clipping_norm: float, eigen: list[_Eigen], spectra: list[Any]
+        self,
+        theta: list[NDArray[Any]],
+        clipping_norm: float,
+        eigen: list[_Eigen],
+        spectra: list[Any],
     ) -> list[NDArray[np.float32]]:
-        first = self._first_squares @ (1 / spectra[0][0])
+        """Give the mean of the gradients, clipped as whitened, with their inputs turned."""
+        # The turned records hold their own trailing 1: the model's bias on them is 0.
+        first = np.concatenate([theta[0], np.zeros((len(theta[0]), 1))], axis=1)
+        turned_model = MultilayerPerceptron(
+            (self._turned.shape[1], *self.model.layer_sizes[1:]),
+            np.concatenate([layer.ravel() for layer in (first, *theta[1:])]).astype(np.float32),
+            activation=self.model.activation,
+        )
         sums = [np.zeros((len(b), len(a)), np.float32) for a, b in spectra]
-        start = 0
-        for factors in model.gradient_blocks(self.X, self.y).factor_blocks():
-            m = len(factors[0][0])
-            squares = np.zeros(m, np.float32)
-            for i, ((inputs, deltas), layer, (a, b)) in enumerate(
-                zip(factors, eigen, spectra, strict=True)
-            ):
-                right = first[start : start + m] if i == 0 else (inputs @ layer.q_a) ** 2 @ (1 / a)
-                squares += right * ((deltas @ layer.q_b) ** 2 @ (1 / b))
+        for factors in turned_model.gradient_blocks(self._turned, self.y).factor_blocks():
+            squares = np.zeros(len(factors[0][0]), np.float32)
+            inputs = [factors[0][0][:, :-1]]
+            inputs += [a @ layer.q_a for (a, _), layer in zip(factors[1:], eigen[1:], strict=True)]
+            for x, (_, deltas), layer, (a, b) in zip(inputs, factors, eigen, spectra, strict=True):
+                squares += (x**2 @ (1 / a)) * ((deltas @ layer.q_b) ** 2 @ (1 / b))
             weights = np.minimum(1, clipping_norm / np.sqrt(np.maximum(squares, 1e-30)))
-            for (inputs, deltas), total in zip(factors, sums, strict=True):
-                total += (deltas * weights[:, None]).T @ inputs
-            start += m
-        return [total / np.float32(len(self.X)) for total in sums]
+            for x, (_, deltas), total in zip(inputs, factors, sums, strict=True):
+                total += (deltas * weights[:, None]).T @ x
+        return [total / np.float32(len(self.y)) for total in sums]
 
     def first_draw(self, damping: float, clipping_norm: float) -> tuple[float, float]:
         """Give ‖s̄‖, s̄ the clipped whitened mean at the start, and its product with the mean.
@@ -166,13 +186,14 @@ class _KroneckerTrial:
         """
         spectra = [layer.damped(damping) for layer in self.eigen]
         means, free = (
-            self._clipped_mean(self.model, c, self.eigen, spectra) for c in (clipping_norm, 1e30)
+            self._clipped_mean(self._layers(), c, self.eigen, spectra)
+            for c in (clipping_norm, 1e30)
         )
         squares = slope = 0.0
         for layer, (a, b), clipped, whole in zip(self.eigen, spectra, means, free, strict=True):
-            turned = layer.q_b.T @ clipped @ layer.q_a / np.outer(b, a)
+            turned = layer.q_b.T @ clipped / np.outer(b, a)
             squares += float((turned**2 * np.outer(b, a)).sum())
-            slope += float((turned * (layer.q_b.T @ whole @ layer.q_a)).sum())
+            slope += float((turned * (layer.q_b.T @ whole)).sum())
         return math.sqrt(squares), slope
 
     def kept(self, damping: float) -> NDArray[np.float64]:
@@ -502,8 +523,9 @@ def plan(
     curvature : {"kronecker", "dense"} or callable
         Kronecker curvature over the full weight space; dense curvature behind an
         :class:`qexp.SRHT` with public seed 0; or a function ``make(model, damping)`` of public
-        data that returns a :class:`qexp.Curvature`. The first is fast; the others are simulated
-        by :func:`qexp.fine_tune` itself.
+        data that returns a :class:`qexp.Curvature`. The first, of a
+        :class:`qexp.models.MultilayerPerceptron`, is fast; all else is simulated by
+        :func:`qexp.fine_tune` itself.
     n_components : sequence of int
         Values of k to choose from, for "dense".
     candidates : iterable of Schedule, optional
@@ -829,9 +851,15 @@ def _trials(
     delta: float,
 ) -> Iterator[tuple[int | None, Callable[[NDArray[Any], NDArray[Any]], _Trial]]]:
     """Give for each k what makes a trial from simulated private records."""
-    if curvature == "kronecker":
+    if curvature == "kronecker" and isinstance(model, MultilayerPerceptron):
         eigen = _eigen(model, X, 0)
         yield None, lambda X_sim, y_sim: _KroneckerTrial(model, X_sim, y_sim, X, eigen)
+    elif curvature == "kronecker":
+
+        def kronecker(at: Any, damping: float) -> Curvature:
+            return KroneckerCurvature.from_model(at, X, damping=damping)
+
+        yield None, _general(model, kronecker, None, delta)
     elif curvature == "dense":
         p = len(model.weights)
         for k in sorted({min(_checks.count(k, "n_components"), p) for k in n_components}):

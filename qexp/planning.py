@@ -223,15 +223,8 @@ class _GeneralTrial:
 
     def head(self, n_records: int) -> _GeneralTrial:
         """Keep the first records only."""
-        part = _GeneralTrial(
-            self.model,
-            self.X[:n_records],
-            self.y[:n_records],
-            self.make,
-            self.projection,
-            self.delta,
-        )
-        part._curvatures = self._curvatures
+        part = copy.copy(self)
+        part.X, part.y = self.X[:n_records], self.y[:n_records]
         return part
 
     def _curvature(self, damping: float) -> Curvature:

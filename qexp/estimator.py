@@ -191,9 +191,10 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "label of every record"
             )
         _require_numbers(X)
-        features = validate_data(
-            self, X, dtype=(np.float64, np.float32), ensure_all_finite=False, reset=True
-        )
+        with np.errstate(all="ignore"):  # A warning on overflow would tell of one record.
+            features = validate_data(
+                self, X, dtype=(np.float64, np.float32), ensure_all_finite=False, reset=True
+            )
         labels = column_or_1d(y, warn=True)
         check_consistent_length(features, labels)
 

@@ -305,6 +305,10 @@ def test_records_that_cannot_be_used_are_null_and_raise_nothing():
     for other in spoiled[1:]:
         assert np.array_equal(other, spoiled[0])
     assert not np.array_equal(tuner().fit(X, y).release_.weights, spoiled[0])
+    for label in (None, 3.5, ["ant"], {}):
+        strange = y.astype(object)
+        strange[11] = label
+        assert np.array_equal(tuner().fit(X, strange).release_.weights, spoiled[0])
 
 
 def test_the_classes_are_those_of_the_pretrained_model_whatever_the_labels():

@@ -155,7 +155,7 @@ def test_momentum_adds_to_the_last_velocity(task):
     assert np.array_equal(tune(task, schedule).release.weights, expected.astype(np.float32))
 
 
-@pytest.mark.parametrize(("averaging", "count"), [(0.5, 2), (0.3, 2), (1.0, 4)])
+@pytest.mark.parametrize(("averaging", "count"), [(0.5, 2), (0.1, 1), (0.7, 3), (1.0, 4)])
 def test_averaging_averages_the_last_iterates(task, averaging, count):
     schedule = plan(4, averaging=averaging)
     expected = np.mean(by_hand(task, schedule)[-count:], axis=0)
@@ -631,6 +631,9 @@ def test_a_checkpoint_of_another_model_or_number_of_records_is_refused(task, tmp
     other = model.with_weights(model.weights + 1)
     with pytest.raises(ValueError, match="differs in pretrained"):
         tune((other, X, y, curvature), checkpoint=tmp_path / "job.npz")
+    relu = mlp((6, 4, 2), activation="relu").with_weights(model.weights)
+    with pytest.raises(ValueError, match="differs in model"):
+        tune((relu, X, y, curvature), checkpoint=tmp_path / "job.npz")
     with pytest.raises(ValueError, match="differs in n_records"):
         tune((model, X[1:], y[1:], curvature), checkpoint=tmp_path / "job.npz")
 

@@ -216,6 +216,17 @@ def test_a_projection_keeps_the_weights_it_leaves_out(task):
     assert not np.array_equal(result.release.weights[:5], model.weights[:5])
 
 
+def test_rounds_work_behind_a_random_projection(task):
+    model = task[0]
+    projection = qexp.KroneckerSRHT(model.layer_shapes, 12, seed=0)
+    result = tune(task, curvature=qexp.IdentityCurvature(12), projection=projection)
+    moved = result.release.weights.astype(float) - model.weights
+    basis = np.array([projection.adjoint(unit) for unit in np.eye(12)])
+    inside = np.linalg.lstsq(basis.T, moved, rcond=None)[0] @ basis
+    np.testing.assert_allclose(inside, moved, atol=1e-5)
+    assert np.abs(moved).max() > 1e-3
+
+
 def test_reports_carry_released_numbers(task):
     reports = []
     result = tune(task, on_round=reports.append)

@@ -79,6 +79,15 @@ def test_the_rounds_claims_compose_to_at_most_mu_and_hardly_less(shares, mu):
         assert lattice.mu == pytest.approx(mu * math.sqrt(share / sum(shares)), rel=1e-6)
 
 
+def test_a_share_whose_root_is_rounded_up_to_the_lattice_does_not_overspend():
+    mu = float.fromhex("0x1.6a09e667f3bccp-2")  # The largest number below √2/4.
+    assert mu * math.sqrt(0.5) == 0.25
+    assert 2 * Fraction(1, 16) > Fraction(mu) ** 2
+    lattices = finetune._lattices(plan(2), mu, 1000)
+    assert lattices[0].mu < 0.25
+    assert sum(Fraction(lattice.mu) ** 2 for lattice in lattices) <= Fraction(mu) ** 2
+
+
 @pytest.mark.parametrize("relation", ["replace_special", "replace_one"])
 def test_all_rounds_together_cost_the_target(task, relation):
     ledger = qexp.PrivacyLedger(**TARGET, neighboring_relation=relation)
@@ -605,6 +614,20 @@ def test_a_new_ledger_is_charged_for_the_rounds_in_the_checkpoint(task, tmp_path
     small = qexp.PrivacyLedger(mu_budget=result.release.mu / 2)
     with pytest.raises(qexp.BudgetExceededError, match="the checkpoint holds round 1, for which"):
         tune(task, checkpoint=tmp_path / "job.npz", ledger=small)
+
+
+def test_an_interruption_while_the_ledger_catches_up_releases_nothing(task, tmp_path, monkeypatch):
+    tune(task, checkpoint=tmp_path / "job.npz")
+    ledger = qexp.PrivacyLedger(**TARGET)
+    with monkeypatch.context() as patch:
+        charge = at_round(qexp.PrivacyLedger.charge, 2, KeyboardInterrupt())
+        patch.setattr(qexp.PrivacyLedger, "charge", charge)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            tune(task, checkpoint=tmp_path / "job.npz", ledger=ledger)
+    assert not isinstance(caught.value, FineTuneInterrupted)
+    assert len(ledger.entries) == 1
+    tune(task, checkpoint=tmp_path / "job.npz", ledger=ledger)
+    assert len(ledger.entries) == 3
 
 
 def test_an_older_copy_of_a_checkpoint_is_refused(task, tmp_path):

@@ -92,7 +92,8 @@ class Schedule:
     momentum : float
         m in [0, 1): v ← m·v + step, θ ← θ + v.
     averaging : float
-        Share of the last rounds, in [0, 1], whose weights are averaged; 0 releases the last ones.
+        Share of the last rounds, in [0, 1], whose weights are averaged, rounded to whole rounds
+        and at least one; 0 releases the last weights.
     refresh_curvature : bool
         Make the curvature anew at every round's weights. Needs a curvature function.
     budget : tuple of float, optional
@@ -137,7 +138,7 @@ class Schedule:
     @property
     def averaged_rounds(self) -> int:
         """How many of the last rounds are averaged; 0 where only the last one counts."""
-        return math.ceil(self.averaging * self.rounds)
+        return max(1, round(self.averaging * self.rounds)) if self.averaging > 0 else 0
 
     def describe(self) -> dict[str, Any]:
         """Describe the schedule for certificates."""
@@ -271,7 +272,9 @@ def fine_tune(
     shrinkage : {"none", "last", "last_whole"}
         "last": the last round's noisy sum is shrunk layer by layer before it becomes a step (see
         :func:`qexp.shrinkage.james_stein`); "last_whole": with one factor for all layers, which
-        scales the step by the share of y that is not noise. Free, and not always of use.
+        scales the step by the share of y that is not noise. It costs no privacy, but may cost
+        accuracy: a smaller squared error of the sum is of no use where clipping has already made
+        the steps too short.
     checkpoint : path-like, optional
         File that keeps the state after each round. Called again with the same path and arguments,
         a job that was stopped or killed goes on where it was; one that was finished gives its
@@ -382,6 +385,7 @@ class _Job:
         self.curvature = self._curvature_at(model, default=curvature)
         self.public_inputs = {
             "pretrained": _checks.array_digest(theta_0),
+            "model": dict(model.describe()) if hasattr(model, "describe") else None,
             "projection": dict(self.projection.describe()),
             "curvature": dict(self.curvature.describe()),
             "schedule": schedule.describe(),
@@ -597,10 +601,10 @@ class _Job:
             "rounds": self.schedule.rounds,
             "mu": noisy.mu,
             "mu_so_far": compose_mu(lattice.mu for lattice in self.lattices[:t]),
-            "noise_to_signal": sigma * math.sqrt(k) / float(np.linalg.norm(noisy.values)),
+            "noise_to_signal": sigma * math.sqrt(k) / _norm(noisy.values),
             "expected_utility_loss": eta * sigma**2 * k / (2 * n),
             "expected_mean_loss": (eta * sigma / n) ** 2 * self.curvature.effective_dimension / 2,
-            "step_norm": float(np.linalg.norm(step)),
+            "step_norm": _norm(step),
         }
 
     def _model(self, state: FineTuneState) -> TunableModel:
@@ -635,6 +639,11 @@ class _Job:
 def _sigma(lattice: Lattice) -> float:
     """Give the noise's standard deviation in whitened units, c/μ."""
     return math.ldexp(1.0, lattice.bits) / lattice.units_per_norm
+
+
+def _norm(x: NDArray[Any]) -> float:
+    # Not numpy.linalg.norm: it wakes the threads of BLAS, for longer than the sum takes.
+    return math.sqrt(float(np.square(x).sum()))
 
 
 def _is_function(curvature: Any) -> bool:

@@ -79,6 +79,15 @@ def test_the_rounds_claims_compose_to_at_most_mu_and_hardly_less(shares, mu):
         assert lattice.mu == pytest.approx(mu * math.sqrt(share / sum(shares)), rel=1e-6)
 
 
+def test_a_share_whose_root_is_rounded_up_to_the_lattice_does_not_overspend():
+    mu = float.fromhex("0x1.6a09e667f3bccp-2")  # The largest number below √2/4.
+    assert mu * math.sqrt(0.5) == 0.25
+    assert 2 * Fraction(1, 16) > Fraction(mu) ** 2
+    lattices = finetune._lattices(plan(2), mu, 1000)
+    assert lattices[0].mu < 0.25
+    assert sum(Fraction(lattice.mu) ** 2 for lattice in lattices) <= Fraction(mu) ** 2
+
+
 @pytest.mark.parametrize("relation", ["replace_special", "replace_one"])
 def test_all_rounds_together_cost_the_target(task, relation):
     ledger = qexp.PrivacyLedger(**TARGET, neighboring_relation=relation)
@@ -155,7 +164,7 @@ def test_momentum_adds_to_the_last_velocity(task):
     assert np.array_equal(tune(task, schedule).release.weights, expected.astype(np.float32))
 
 
-@pytest.mark.parametrize(("averaging", "count"), [(0.5, 2), (0.3, 2), (1.0, 4)])
+@pytest.mark.parametrize(("averaging", "count"), [(0.5, 2), (0.1, 1), (0.7, 3), (1.0, 4)])
 def test_averaging_averages_the_last_iterates(task, averaging, count):
     schedule = plan(4, averaging=averaging)
     expected = np.mean(by_hand(task, schedule)[-count:], axis=0)
@@ -214,6 +223,17 @@ def test_a_projection_keeps_the_weights_it_leaves_out(task):
     )
     assert np.array_equal(result.release.weights[5:], model.weights[5:])
     assert not np.array_equal(result.release.weights[:5], model.weights[:5])
+
+
+def test_rounds_work_behind_a_random_projection(task):
+    model = task[0]
+    projection = qexp.KroneckerSRHT(model.layer_shapes, 12, seed=0)
+    result = tune(task, curvature=qexp.IdentityCurvature(12), projection=projection)
+    moved = result.release.weights.astype(float) - model.weights
+    basis = np.array([projection.adjoint(unit) for unit in np.eye(12)])
+    inside = np.linalg.lstsq(basis.T, moved, rcond=None)[0] @ basis
+    np.testing.assert_allclose(inside, moved, atol=1e-5)
+    assert np.abs(moved).max() > 1e-3
 
 
 def test_reports_carry_released_numbers(task):
@@ -596,6 +616,20 @@ def test_a_new_ledger_is_charged_for_the_rounds_in_the_checkpoint(task, tmp_path
         tune(task, checkpoint=tmp_path / "job.npz", ledger=small)
 
 
+def test_an_interruption_while_the_ledger_catches_up_releases_nothing(task, tmp_path, monkeypatch):
+    tune(task, checkpoint=tmp_path / "job.npz")
+    ledger = qexp.PrivacyLedger(**TARGET)
+    with monkeypatch.context() as patch:
+        charge = at_round(qexp.PrivacyLedger.charge, 2, KeyboardInterrupt())
+        patch.setattr(qexp.PrivacyLedger, "charge", charge)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            tune(task, checkpoint=tmp_path / "job.npz", ledger=ledger)
+    assert not isinstance(caught.value, FineTuneInterrupted)
+    assert len(ledger.entries) == 1
+    tune(task, checkpoint=tmp_path / "job.npz", ledger=ledger)
+    assert len(ledger.entries) == 3
+
+
 def test_an_older_copy_of_a_checkpoint_is_refused(task, tmp_path):
     path, ledger = tmp_path / "job.npz", qexp.PrivacyLedger(**TARGET)
     with pytest.raises(FineTuneInterrupted):
@@ -631,6 +665,9 @@ def test_a_checkpoint_of_another_model_or_number_of_records_is_refused(task, tmp
     other = model.with_weights(model.weights + 1)
     with pytest.raises(ValueError, match="differs in pretrained"):
         tune((other, X, y, curvature), checkpoint=tmp_path / "job.npz")
+    relu = mlp((6, 4, 2), activation="relu").with_weights(model.weights)
+    with pytest.raises(ValueError, match="differs in model"):
+        tune((relu, X, y, curvature), checkpoint=tmp_path / "job.npz")
     with pytest.raises(ValueError, match="differs in n_records"):
         tune((model, X[1:], y[1:], curvature), checkpoint=tmp_path / "job.npz")
 

@@ -75,7 +75,9 @@ class IdentityCurvature:
 
     def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         """Give the rows in double precision."""
-        return np.ascontiguousarray(rows, dtype=np.float64)
+        # A warning on a signalling NaN would tell of one record.
+        with np.errstate(all="ignore"):
+            return np.ascontiguousarray(rows, dtype=np.float64)
 
     def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Give y itself."""

@@ -149,7 +149,7 @@ def sample_private_weights(
         "generator_is_secure": noisy.generator_is_secure,
     }
     software = _config.config()
-    del software["libraries"]  # paths of this machine
+    software.pop("libraries", None)  # paths of this machine; there with threadpoolctl only
     certificate = {
         **public,
         "event": {"type": "GaussianDpEvent", "noise_multiplier": 1 / noisy.mu},

@@ -108,7 +108,8 @@ def lattice_for(mu: float, clipping_norm: float, n_records: int) -> Lattice:
 
 def _fits(mu: float, bits: int, n_records: int) -> bool:
     bound = math.floor(math.ldexp(mu, bits))
-    return bound <= 2**_MOST_BOUND_BITS and n_records * bound + 12 * 2**bits < 2**63
+    room: int = 2**63 - 12 * 2**bits
+    return bound <= 2**_MOST_BOUND_BITS and n_records * bound < room
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,8 +189,9 @@ def private_sum(
             f"the source gave {rows_seen} records and announced {n_records}; the number of "
             "records is public and must be right"
         )
+    values = ((total + 0.5) / lattice.units_per_norm).astype(np.float64, copy=False)
     return NoisySum(
-        values=(total + 0.5) / lattice.units_per_norm,
+        values=values,
         lattice=lattice,
         n_records=n_records,
         generator=bits.name,

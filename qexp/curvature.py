@@ -7,7 +7,7 @@ boundary, s = L⁻¹ g, and unwhitens what comes out, u = L⁻ᵀ y. It is made 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +22,7 @@ class NotPositiveDefiniteError(ValueError):
     """H + damping·I has no Cholesky factor."""
 
 
+@runtime_checkable
 class Curvature(Protocol):
     """What a public curvature offers."""
 

@@ -112,6 +112,7 @@ def sample_private_weights(
     source = as_record_source(records, n_parameters=len(theta_0))
     n = source.n_records
     projection = Identity(len(theta_0)) if projection is None else projection
+    _check_kinds(projection, curvature, ledger)
     _check_dimensions(len(theta_0), projection, curvature)
     c = _checks.positive(clipping_norm, "clipping_norm")
     eta = _checks.positive(step_size, "step_size")
@@ -136,6 +137,7 @@ def sample_private_weights(
 
     k = curvature.n_components
     sigma = math.ldexp(1.0, lattice.bits) / lattice.units_per_norm  # c/μ of the boundary
+    spread = eta * sigma / n  # s; products below, since ** raises where they give infinity
     public: dict[str, Any] = {
         "epsilon": float(target_epsilon),
         "delta": float(target_delta),
@@ -144,7 +146,7 @@ def sample_private_weights(
         "noise_multiplier": sigma / c,
         "noise_to_signal": sigma * math.sqrt(k) / float(np.linalg.norm(noisy.values)),
         "expected_utility_loss": eta * sigma**2 * k / (2 * n),
-        "expected_mean_loss": (eta * sigma / n) ** 2 * curvature.effective_dimension / 2,
+        "expected_mean_loss": spread * spread * curvature.effective_dimension / 2,
         "n_records": n,
         "generator_is_secure": noisy.generator_is_secure,
     }
@@ -206,6 +208,23 @@ def _whitened_blocks(
             advance(len(rows))
 
 
+def _check_kinds(projection: object, curvature: object, ledger: object) -> None:
+    if not isinstance(projection, Projection):
+        raise TypeError(
+            f"projection is a {type(projection).__name__}; it needs to be None or a projection "
+            "such as qexp.SRHT"
+        )
+    if not isinstance(curvature, Curvature):
+        raise TypeError(
+            f"curvature is a {type(curvature).__name__}; it needs to be a curvature such as "
+            "qexp.DenseCurvature or qexp.IdentityCurvature"
+        )
+    if ledger is not None and not isinstance(ledger, PrivacyLedger):
+        raise TypeError(
+            f"ledger is a {type(ledger).__name__}; it needs to be None or a qexp.PrivacyLedger"
+        )
+
+
 def _check_dimensions(p: int, projection: Projection, curvature: Curvature) -> None:
     if projection.n_parameters != p:
         raise ValueError(
@@ -221,7 +240,7 @@ def _check_dimensions(p: int, projection: Projection, curvature: Curvature) -> N
 
 
 def _sensitivity_factor(neighboring_relation: str) -> int:
-    if neighboring_relation not in _SENSITIVITY_FACTOR:
+    if neighboring_relation not in tuple(_SENSITIVITY_FACTOR):  # also where it has no hash
         hint = (
             "; adding or removing a record would change n, which is public here"
             if neighboring_relation == "add_or_remove_one"

@@ -11,7 +11,8 @@ clipped gradients, which is where the privacy is; the rest is public arithmetic 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any, Final
 
 import numpy as np
@@ -177,24 +178,26 @@ def sample_private_weights(
 
 
 def _draw(
-    whitened: Iterator[NDArray[np.float64]],
+    whitened: Generator[NDArray[np.float64], None, None],
     curvature: Curvature,
     n_records: int,
     lattice: Any,
     bits: BitGenerator,
 ) -> NoisySum:
-    return private_sum(
-        whitened,
-        n_components=curvature.n_components,
-        n_records=n_records,
-        lattice=lattice,
-        bits=bits,
-    )
+    # Closed here, also by an interrupt inside the sum, so that no progress bar is left behind.
+    with closing(whitened):
+        return private_sum(
+            whitened,
+            n_components=curvature.n_components,
+            n_records=n_records,
+            lattice=lattice,
+            bits=bits,
+        )
 
 
 def _whitened_blocks(
     source: RecordSource, projection: Projection, curvature: Curvature, *, progress: bool
-) -> Iterator[NDArray[np.float64]]:
+) -> Generator[NDArray[np.float64], None, None]:
     """Project and whiten block by block; rows stay independent of each other."""
     with progress_bar(source.n_records, "records", show=progress) as advance:
         for block in source.blocks():

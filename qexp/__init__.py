@@ -16,6 +16,7 @@ from qexp.curvature import (
     IdentityCurvature,
     NotPositiveDefiniteError,
 )
+from qexp.finetune import FineTuneInterrupted, FineTuneResult, RoundReport, Schedule, fine_tune
 from qexp.kronecker_srht import KroneckerSRHT
 from qexp.layered import DiagonalCurvature, KroneckerCurvature, LayeredCurvature
 from qexp.mechanism import sample_private_weights
@@ -41,6 +42,8 @@ __all__ = [
     "Curvature",
     "DenseCurvature",
     "DiagonalCurvature",
+    "FineTuneInterrupted",
+    "FineTuneResult",
     "Identity",
     "IdentityCurvature",
     "KroneckerCurvature",
@@ -51,6 +54,8 @@ __all__ = [
     "PrivateRelease",
     "Projection",
     "RecordSource",
+    "RoundReport",
+    "Schedule",
     "__version__",
     "bits",
     "calibrate_mu",
@@ -58,6 +63,7 @@ __all__ = [
     "config",
     "delta",
     "epsilon",
+    "fine_tune",
     "register_threadpool_controller",
     "sample_private_weights",
     "show_config",

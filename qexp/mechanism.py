@@ -150,8 +150,6 @@ def sample_private_weights(
         "n_records": n,
         "generator_is_secure": noisy.generator_is_secure,
     }
-    software = _config.config()
-    software.pop("libraries", None)  # paths of this machine; there with threadpoolctl only
     certificate = {
         **public,
         "event": {"type": "GaussianDpEvent", "noise_multiplier": 1 / noisy.mu},
@@ -171,7 +169,7 @@ def sample_private_weights(
         },
         "generator": noisy.generator,
         "weights": _checks.array_digest(theta),
-        "software": software,
+        "software": _config.software(),
     }
     return PrivateRelease(weights=theta, _certificate=certificate, **public)
 

@@ -53,7 +53,7 @@ def whitened_draws(request):
     with pytest.MonkeyPatch.context() as patch:
         # Public and the same for every draw; they would take longer than the draws themselves.
         software = mechanism._config.software()
-        patch.setattr(mechanism._config, "config", lambda: dict(software))
+        patch.setattr(mechanism._config, "software", lambda: dict(software))
         patch.setattr(mechanism, "calibrate_mu", lru_cache(mechanism.calibrate_mu))
         for seed in range(DRAWS):
             release = qexp.sample_private_weights(

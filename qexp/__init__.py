@@ -71,5 +71,5 @@ __all__ = [
 ]
 
 # Where thread pools are being controlled already, qexp's own count is one of them.
-if "threadpoolctl" in sys.modules:
+if hasattr(sys.modules.get("threadpoolctl"), "register"):
     register_threadpool_controller()

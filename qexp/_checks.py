@@ -12,12 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = ["array_digest", "count", "finite_array", "positive", "real_array"]
 
 
-def positive(value: float, name: str, *, zero_allowed: bool = False) -> float:
+def positive(value: object, name: str, *, zero_allowed: bool = False) -> float:
     """Check a finite real number above zero (or at zero, where that is allowed)."""
     wanted = "a finite number of at least 0" if zero_allowed else "a finite number above 0"
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} is {value!r}; it needs {wanted}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number) or number < 0 or (number == 0 and not zero_allowed):
         raise ValueError(f"{name} is {value!r}; it needs {wanted}")
     return number

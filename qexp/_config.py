@@ -9,7 +9,7 @@ import scipy
 
 from qexp import _blas, _core
 
-__all__ = ["config", "show_config"]
+__all__ = ["config", "show_config", "software"]
 
 
 def config() -> dict[str, Any]:
@@ -29,19 +29,7 @@ def config() -> dict[str, Any]:
     ImportError, RuntimeError
         As `qexp._blas.ensure_bound`, since it has to look at the library.
     """
-    _blas.ensure_bound()
-    blas: dict[str, Any] = dict(_core.blas_config() or {})
-    blas["library"] = _scipy_library() if blas["provider"] == "scipy" else "linked at build time"
-    result: dict[str, Any] = {
-        "qexp": _core.__version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "compiler": _core.compiler,
-        "isa": _core.isa(),
-        "threads": _core.get_num_threads(),
-        "blas": blas,
-    }
+    result = software()
     try:
         from threadpoolctl import threadpool_info
     except ImportError:
@@ -58,6 +46,23 @@ def config() -> dict[str, Any]:
         if info["user_api"] == "blas"
     ]
     return result
+
+
+def software() -> dict[str, Any]:
+    """Give the part of `config` that certificates hold: nothing of one machine's folders."""
+    _blas.ensure_bound()
+    blas: dict[str, Any] = dict(_core.blas_config() or {})
+    blas["library"] = _scipy_library() if blas["provider"] == "scipy" else "linked at build time"
+    return {
+        "qexp": _core.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "compiler": _core.compiler,
+        "isa": _core.isa(),
+        "threads": _core.get_num_threads(),
+        "blas": blas,
+    }
 
 
 def show_config(file: TextIO | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,8 @@ def progress_bar(total: int, what: str, *, show: bool = True) -> Iterator[Callab
     callable
         ``advance(steps)``.
     """
-    if not (show and sys.stderr.isatty()):
+    terminal = sys.stderr  # None in a process without one
+    if not show or terminal is None or not terminal.isatty():
         yield lambda steps: None
         return
 
@@ -40,6 +42,12 @@ def progress_bar(total: int, what: str, *, show: bool = True) -> Iterator[Callab
     done = 0
     next_redraw = started + _QUIET_SECONDS
     drawn = False
+
+    def write(text: str) -> None:
+        # The work goes on when its terminal is closed.
+        with contextlib.suppress(OSError):
+            terminal.write(text)
+            terminal.flush()
 
     def advance(steps: int) -> None:
         nonlocal done, next_redraw, drawn
@@ -51,13 +59,11 @@ def progress_bar(total: int, what: str, *, show: bool = True) -> Iterator[Callab
         filled = _WIDTH * min(done, total) // max(total, 1)
         left = (now - started) * (total - done) / max(done, 1)
         bar = "█" * filled + "░" * (_WIDTH - filled)
-        sys.stderr.write(f"\r{bar} {done}/{total} {what}, {max(left, 0):.0f} s left\033[K")
-        sys.stderr.flush()
+        write(f"\r{bar} {done}/{total} {what}, {max(left, 0):.0f} s left\033[K")
         drawn = True
 
     try:
         yield advance
     finally:
         if drawn:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
+            write("\r\033[K")

@@ -7,7 +7,7 @@ boundary, s = L⁻¹ g, and unwhitens what comes out, u = L⁻ᵀ y. It is made 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +24,7 @@ from qexp.projections import Projection
 __all__ = ["Curvature", "DenseCurvature", "IdentityCurvature", "NotPositiveDefiniteError"]
 
 
+@runtime_checkable
 class Curvature(Protocol):
     """What a public curvature offers.
 
@@ -91,7 +92,9 @@ class IdentityCurvature:
 
     def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         """Give the rows in double precision."""
-        return np.ascontiguousarray(rows, dtype=np.float64)
+        # A warning on a signalling NaN would tell of one record.
+        with np.errstate(all="ignore"):
+            return np.ascontiguousarray(rows, dtype=np.float64)
 
     def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Give y itself."""

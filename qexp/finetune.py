@@ -486,8 +486,6 @@ class _Job:
             "n_records": self.n_records,
             "generator_is_secure": self.bits.secure,
         }
-        software = _config.config()
-        del software["libraries"]  # paths of this machine
         lattices = self.lattices[: state.rounds_done]
         certificate = {
             **public,
@@ -516,7 +514,7 @@ class _Job:
             "job_id": state.job_id,
             "generator": self.bits.name,
             "weights": _checks.array_digest(theta),
-            "software": software,
+            "software": _config.software(),
         }
         return FineTuneResult(
             model=self.pretrained.with_weights(theta),

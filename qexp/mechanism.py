@@ -11,7 +11,8 @@ clipped gradients, which is where the privacy is; the rest is public arithmetic 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from typing import Any, Final
 
 import numpy as np
@@ -113,6 +114,7 @@ def sample_private_weights(
     source = as_record_source(records, n_parameters=len(theta_0))
     n = source.n_records
     projection = Identity(len(theta_0)) if projection is None else projection
+    _check_kinds(projection, curvature, ledger)
     _check_dimensions(len(theta_0), projection, curvature)
     c = _checks.positive(clipping_norm, "clipping_norm")
     eta = _checks.positive(step_size, "step_size")
@@ -135,6 +137,7 @@ def sample_private_weights(
 
     k = curvature.n_components
     sigma = math.ldexp(1.0, lattice.bits) / lattice.units_per_norm  # c/μ of the boundary
+    spread = eta * sigma / n  # s; products below, since ** raises where they give infinity
     public: dict[str, Any] = {
         "epsilon": float(target_epsilon),
         "delta": float(target_delta),
@@ -143,12 +146,10 @@ def sample_private_weights(
         "noise_multiplier": sigma / c,
         "noise_to_signal": sigma * math.sqrt(k) / float(np.linalg.norm(noisy.values)),
         "expected_utility_loss": eta * sigma**2 * k / (2 * n),
-        "expected_mean_loss": (eta * sigma / n) ** 2 * curvature.effective_dimension / 2,
+        "expected_mean_loss": spread * spread * curvature.effective_dimension / 2,
         "n_records": n,
         "generator_is_secure": noisy.generator_is_secure,
     }
-    software = _config.config()
-    del software["libraries"]  # paths of this machine
     certificate = {
         **public,
         "event": {"type": "GaussianDpEvent", "noise_multiplier": 1 / noisy.mu},
@@ -168,7 +169,7 @@ def sample_private_weights(
         },
         "generator": noisy.generator,
         "weights": _checks.array_digest(theta),
-        "software": software,
+        "software": _config.software(),
     }
     return PrivateRelease(weights=theta, _certificate=certificate, **public)
 
@@ -192,13 +193,16 @@ def private_step(
     """
 
     def draw() -> NoisySum:
-        return private_sum(
-            _whitened_blocks(source, projection, curvature, progress=progress),
-            n_components=curvature.n_components,
-            n_records=source.n_records,
-            lattice=lattice,
-            bits=bits,
-        )
+        whitened = _whitened_blocks(source, projection, curvature, progress=progress)
+        # Closed here, also by an interrupt inside the sum, so that no progress bar is left behind.
+        with closing(whitened):
+            return private_sum(
+                whitened,
+                n_components=curvature.n_components,
+                n_records=source.n_records,
+                lattice=lattice,
+                bits=bits,
+            )
 
     if ledger is None:
         noisy = draw()
@@ -212,7 +216,7 @@ def private_step(
 
 def _whitened_blocks(
     source: RecordSource, projection: Projection, curvature: Curvature, *, progress: bool
-) -> Iterator[WhitenedBlock]:
+) -> Generator[WhitenedBlock, None, None]:
     """Project and whiten block by block; records stay independent of each other."""
     whiten_factors = _on_factors(projection, curvature)
     with progress_bar(source.n_records, "records", show=progress) as advance:
@@ -244,6 +248,23 @@ def _on_factors(
     return None
 
 
+def _check_kinds(projection: object, curvature: object, ledger: object) -> None:
+    if not isinstance(projection, Projection):
+        raise TypeError(
+            f"projection is a {type(projection).__name__}; it needs to be None or a projection "
+            "such as qexp.SRHT"
+        )
+    if not isinstance(curvature, Curvature):
+        raise TypeError(
+            f"curvature is a {type(curvature).__name__}; it needs to be a curvature such as "
+            "qexp.DenseCurvature or qexp.IdentityCurvature"
+        )
+    if ledger is not None and not isinstance(ledger, PrivacyLedger):
+        raise TypeError(
+            f"ledger is a {type(ledger).__name__}; it needs to be None or a qexp.PrivacyLedger"
+        )
+
+
 def _check_dimensions(p: int, projection: Projection, curvature: Curvature) -> None:
     if projection.n_parameters != p:
         raise ValueError(
@@ -259,7 +280,7 @@ def _check_dimensions(p: int, projection: Projection, curvature: Curvature) -> N
 
 
 def _sensitivity_factor(neighboring_relation: str) -> int:
-    if neighboring_relation not in _SENSITIVITY_FACTOR:
+    if neighboring_relation not in tuple(_SENSITIVITY_FACTOR):  # also where it has no hash
         hint = (
             "; adding or removing a record would change n, which is public here"
             if neighboring_relation == "add_or_remove_one"

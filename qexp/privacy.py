@@ -617,9 +617,11 @@ class Reservation:
                     "only a reservation that is held can be committed, once, inside its with "
                     f"block; this one is {self._state}"
                 )
-            self._ledger._reserved -= _square(self._mu)
-            self._ledger._record(self._mu, self._label)
+            # In this order, an interrupt in between leaves too much counted as spent, never too
+            # little.
             self._state = "committed"
+            self._ledger._record(self._mu, self._label)
+            self._ledger._reserved -= _square(self._mu)
 
     def __exit__(
         self,
@@ -995,8 +997,8 @@ class PrivacyLedger:
 
     def _record(self, cost: float, label: str) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._entries.append(LedgerEntry(cost, label, now))
         self._spent += _square(cost)
+        self._entries.append(LedgerEntry(cost, label, now))
 
     def _cost(self, mu: float, stated_under: NeighboringRelation) -> float:
         """Return μ under the relation of the ledger.

@@ -38,6 +38,7 @@ _DEFAULT_BITS: Final = 32
 _LEAST_BOUND_BITS: Final = 25
 # What the kernels' integer arithmetic has room for.
 _MOST_BOUND_BITS: Final = 51
+_LEAST_CLIPPING_NORM: Final = 1e-100
 # A draw takes 17.6 words on average. A first guess only: missing words are fetched.
 _WORDS_PER_DRAW: Final = 18
 _MOST_WORDS_AT_ONCE: Final = 2**18
@@ -89,8 +90,13 @@ def lattice_for(mu: float, clipping_norm: float, n_records: int) -> Lattice:
     Raises
     ------
     ValueError
-        If no lattice has room for the sum.
+        If no lattice has room for the sum, or doubles none for squares of the clipping norm.
     """
+    if not _LEAST_CLIPPING_NORM <= clipping_norm <= 1 / _LEAST_CLIPPING_NORM:
+        raise ValueError(
+            f"clipping_norm is {clipping_norm:g}; it needs {_LEAST_CLIPPING_NORM:g} to "
+            f"{1 / _LEAST_CLIPPING_NORM:g}: rescale the gradients"
+        )
     least_bits = _LEAST_BOUND_BITS - math.frexp(mu)[1] + 1
     bits = max(_DEFAULT_BITS, least_bits)
     while bits > least_bits and not _fits(mu, bits, n_records):

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -147,29 +146,35 @@ class PrivateRelease:
 
         Raises
         ------
-        FileNotFoundError
-            If there is no such file.
+        OSError
+            If the file cannot be opened (`FileNotFoundError`, `PermissionError`, …).
         ValueError
-            If the file is damaged, or no release, or of a later format.
+            If the file is damaged, or no release, or of another format version.
         """
         path = Path(path)
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                document = json.loads(archive["release"].tobytes())
-                weights = archive["weights"]
-        except FileNotFoundError:
-            raise
-        except (OSError, EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as e:
-            raise ValueError(
-                f"{path} is not a readable release ({e}); it needs a file that "
-                "PrivateRelease.save wrote"
-            ) from e
+        with open(path, "rb") as file:
+            try:
+                document, weights = _read(file)
+            # A damaged archive sets off almost anything in zipfile, NumPy and json.
+            except Exception as e:
+                raise ValueError(
+                    f"{path} is not a readable release ({e}); it needs a file that "
+                    "PrivateRelease.save wrote"
+                ) from e
         if not isinstance(document, dict) or document.get("format") != _FORMAT:
-            raise ValueError(f"{path} is not a release; it needs a file from PrivateRelease.save")
-        if document["version"] != _FORMAT_VERSION:
             raise ValueError(
-                f"{path} has release format {document['version']}; this version of qexp reads "
+                f"{path} is not a release; it needs a file that PrivateRelease.save wrote"
+            )
+        if document.get("version") != _FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has release format {document.get('version')}; this version of qexp reads "
                 f"format {_FORMAT_VERSION}"
+            )
+        missing = {"weights_digest", "certificate", *_SCALARS} - document.keys()
+        if missing:
+            raise ValueError(
+                f"{path} is not a whole release: it lacks {', '.join(sorted(missing))}; it needs "
+                "a file that PrivateRelease.save wrote"
             )
         if document["weights_digest"] != _checks.array_digest(weights):
             raise ValueError(f"the weights in {path} do not match their digest; they are damaged")
@@ -183,6 +188,14 @@ class PrivateRelease:
 _SCALARS: Final = tuple(
     f.name for f in fields(PrivateRelease) if f.name not in ("weights", "_certificate")
 )
+
+
+def _read(file: BinaryIO) -> tuple[Any, NDArray[Any]]:
+    archive = np.load(file, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError("it is a bare array")
+    with archive:
+        return json.loads(archive["release"].tobytes()), archive["weights"]
 
 
 def _factor(epsilon: float) -> str:

@@ -1,0 +1,119 @@
+"""What privacy costs in time: one full-space round against one ordinary full-batch gradient.
+
+Both use the same compiled forward and backward passes, interleaved in one process:
+
+    python -m experiments.round_cost            # MLP 256-64-10, 7,291 records
+    python -m experiments.round_cost --large    # two layers, 10^7 weights, peak memory
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import time
+
+import numpy as np
+
+import qexp
+from qexp.models import mlp
+
+
+class SyntheticFactors:
+    """Random activations and derivatives of linear layers, made block by block."""
+
+    def __init__(self, layer_shapes, n_records, block_size=128):
+        self.layer_shapes = layer_shapes
+        self.n_records = n_records
+        self.n_parameters = sum(out * inp for out, inp in layer_shapes)
+        self._block_size = block_size
+
+    def factor_blocks(self):
+        generator = np.random.default_rng(0)
+        for start in range(0, self.n_records, self._block_size):
+            m = min(self._block_size, self.n_records - start)
+            yield [
+                (
+                    generator.standard_exponential((m, inp), dtype=np.float32),
+                    generator.standard_exponential((m, out), dtype=np.float32) - 1,
+                )
+                for out, inp in self.layer_shapes
+            ]
+
+    def blocks(self):
+        raise RuntimeError("rows of 10^7 entries are not meant to be formed")
+
+
+def full_batch_gradient(source):
+    total = [np.zeros(shape, np.float32) for shape in source.layer_shapes]
+    for factors in source.factor_blocks():
+        for sum_, (inputs, deltas) in zip(total, factors, strict=True):
+            sum_ += deltas.T @ inputs
+    return total
+
+
+def draw(weights, source, curvature):
+    return qexp.sample_private_weights(
+        weights,
+        source,
+        curvature=curvature,
+        target_epsilon=1.0,
+        target_delta=1e-5,
+        clipping_norm=3.0,
+    )
+
+
+def small(repetitions):
+    generator = np.random.default_rng(0)
+    X = generator.random((7291, 256), dtype=np.float32)
+    y = generator.integers(0, 10, 7291)
+    model = mlp((256, 64, 10), seed=0)
+    curvature = qexp.KroneckerCurvature.from_model(model, X, damping=1e-2)
+    source = model.gradient_blocks(X, y)
+    times = {"gradient": [], "round": []}
+    for _ in range(repetitions):
+        for name, run in (
+            ("gradient", lambda: full_batch_gradient(source)),
+            ("round", lambda: draw(model.weights, source, curvature)),
+        ):
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    ratios = [r / g for r, g in zip(times["round"], times["gradient"], strict=True)]
+    return {
+        "n_records": 7291,
+        "n_parameters": model.n_parameters,
+        "gradient_ms": 1e3 * statistics.median(times["gradient"]),
+        "round_ms": 1e3 * statistics.median(times["round"]),
+        "ratio": statistics.median(ratios),
+    }
+
+
+def large():
+    shapes = ((2500, 2001), (2000, 2501))
+    curvature = qexp.KroneckerCurvature.from_factors(
+        SyntheticFactors(shapes, 4096).factor_blocks(),
+        layer_shapes=shapes,
+        n_records=4096,
+        damping=1e-2,
+    )
+    source = SyntheticFactors(shapes, 2000)
+    start = time.perf_counter()
+    draw(np.zeros(source.n_parameters, np.float32), source, curvature)
+    return {
+        "n_records": source.n_records,
+        "n_parameters": source.n_parameters,
+        "round_seconds": time.perf_counter() - start,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--large", action="store_true", help="two layers with 10^7 weights")
+    parser.add_argument("--repetitions", type=int, default=15)
+    arguments = parser.parse_args()
+    print(json.dumps(large() if arguments.large else small(arguments.repetitions)))
+
+
+if __name__ == "__main__":
+    main()

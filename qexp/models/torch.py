@@ -32,6 +32,7 @@ try:
     from torch import nn
     from torch.func import functional_call, grad, vmap
     from torch.nn import functional
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 except ImportError as error:
     raise ImportError(
         'qexp.models.torch needs PyTorch 2.4 or newer; install it with `pip install "qexp[torch]"`'
@@ -913,7 +914,11 @@ def _deterministic() -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+        with (
+            torch.inference_mode(False),
+            torch.autocast("cpu", enabled=False),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_attention)

@@ -6,7 +6,10 @@
 #   BLA_SIZEOF_INTEGER       4 (LP64, default) or 8 (ILP64)
 #   QEXP_BLAS_SUFFIX         what the library appends to a routine's name: "_" (default), "64_", ...
 #   QEXP_BLAS_LIBRARIES      libraries to link to, where FindBLAS cannot find them by itself
-target_sources(qexp_kernels PRIVATE csrc/blas_reference.cpp)
+target_sources(qexp_kernels PRIVATE csrc/blas_reference.cpp csrc/product.cpp)
+if(TARGET qexp_isa_avx512)
+  target_sources(qexp_isa_avx512 PRIVATE csrc/product_avx512.cpp)
+endif()
 
 if(QEXP_BLAS STREQUAL "system")
   set(QEXP_BLAS_SUFFIX "_" CACHE STRING "What the BLAS library appends to a routine's name")

@@ -1,17 +1,24 @@
 #include "cholesky.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
-#include <vector>
+#include <cstddef>
+
+#include "product.hpp"
+#include "triangular.hpp"
 
 namespace qexp {
 namespace {
 
+constexpr std::int64_t leaf = 96;
+
 // LAPACK reports a pivot that is not positive, but not every library notices one that is NaN or
-// infinite, so the factored diagonal is looked at once more. `before` is the block's diagonal
-// before it was factored: the pivot's value then follows from the rows of L that were finished.
+// infinite, so the factored diagonal is looked at once more. The pivot's value follows from the
+// diagonal before and those rows of L that were finished.
 template <class T>
-CholeskyFailure factor_diagonal_block(const Blas& blas, MatrixView<T> a, std::vector<T>& before) {
+CholeskyFailure factor_leaf(const Blas& blas, MatrixView<T> a) {
+  std::array<T, leaf> before;
   for (std::int64_t i = 0; i < a.rows; ++i) before[static_cast<std::size_t>(i)] = a(i, i);
   const std::int64_t reported = blas.potrf(Triangle::upper, a.rows, a.data, a.stride);
   const std::int64_t finished = reported == 0 ? a.rows : reported - 1;
@@ -27,22 +34,23 @@ CholeskyFailure factor_diagonal_block(const Blas& blas, MatrixView<T> a, std::ve
 
 template <class T>
 CholeskyFailure cholesky_inplace(const Blas& blas, MatrixView<T> a) {
-  constexpr std::int64_t width = 96;
   const std::int64_t n = a.rows;
-  std::vector<T> before(static_cast<std::size_t>(std::min(width, n)));
+  if (n <= leaf) return factor_leaf(blas, a);
+  // Wide panels pass a large matrix through memory less often, narrow ones leave less to the
+  // slower factorisation of their diagonal blocks.
+  const std::int64_t width = n < 2048 ? leaf : n < 4096 ? 256 : 512;
   for (std::int64_t j = 0; j < n; j += width) {
     const std::int64_t nb = std::min(width, n - j);
     const std::int64_t rest = n - j - nb;
     const auto diagonal = a.block(j, j, nb, nb);
-    if (auto failure = factor_diagonal_block(blas, diagonal, before); failure.pivot != 0) {
+    if (auto failure = cholesky_inplace(blas, diagonal); failure.pivot != 0) {
       failure.pivot += j;
       return failure;
     }
+    if (rest == 0) break;
     const auto panel = a.block(j + nb, j, rest, nb);
-    blas.trsm(Side::left, Triangle::upper, Transpose::yes, nb, rest, diagonal.data, a.stride,
-              panel.data, a.stride);
-    blas.syrk(Triangle::upper, Transpose::yes, rest, nb, T{-1}, panel.data, a.stride, T{1},
-              &a(j + nb, j + nb), a.stride);
+    triangular_solve<T>(blas, Side::right, Transpose::yes, diagonal, panel);
+    add_lower_square(blas, a.block(j + nb, j + nb, rest, rest), T{-1}, Factor<T>{panel});
   }
   return {};
 }

@@ -4,20 +4,12 @@
 #include <limits>
 #include <vector>
 
+#include "product.hpp"
+
 namespace qexp {
 namespace {
 
-constexpr std::int64_t solve_leaf = 64;
 constexpr std::int64_t inverse_leaf = 16;
-
-// C -= op(A) op(B). Row-major, hence BLAS sees every factor transposed and their order reversed.
-template <class T>
-void subtract_product(const Blas& blas, MatrixView<T> c, Transpose transpose_a,
-                      MatrixView<const T> a, Transpose transpose_b, MatrixView<const T> b) {
-  const std::int64_t inner = transpose_a == Transpose::no ? a.cols : a.rows;
-  blas.gemm(transpose_b, transpose_a, c.cols, c.rows, inner, T{-1}, b.data, b.stride, a.data,
-            a.stride, T{1}, c.data, c.stride);
-}
 
 std::int64_t halved(std::int64_t n, std::int64_t leaf) {
   return (n / 2 + leaf - 1) / leaf * leaf;
@@ -111,21 +103,20 @@ template <class T>
 void triangular_solve(const Blas& blas, Side side, Transpose transpose, MatrixView<const T> l,
                       MatrixView<T> b) {
   if (l.rows == 0 || b.rows == 0 || b.cols == 0) return;
-  if (l.rows <= solve_leaf) {
-    blas.trsm(side == Side::left ? Side::right : Side::left, Triangle::upper, transpose, b.cols,
-              b.rows, l.data, l.stride, b.data, b.stride);
+  if (l.rows <= solve_leaf_size) {
+    solve_leaf(blas, side, transpose, l, b);
     return;
   }
-  const std::int64_t k = halved(l.rows, solve_leaf);
+  const std::int64_t k = halved(l.rows, solve_leaf_size);
   const Halves<const T> half(l, k);
   const bool left = side == Side::left;
   const auto b1 = left ? b.block(0, 0, k, b.cols) : b.block(0, 0, b.rows, k);
   const auto b2 = left ? b.block(k, 0, b.rows - k, b.cols) : b.block(0, k, b.rows, b.cols - k);
   const auto eliminate = [&](MatrixView<T> from, MatrixView<const T> solved) {
     if (left) {
-      subtract_product<T>(blas, from, transpose, half.l21, Transpose::no, solved);
+      add_product(blas, from, T{-1}, Factor<T>{half.l21, transpose}, Factor<T>{solved});
     } else {
-      subtract_product<T>(blas, from, Transpose::no, solved, transpose, half.l21);
+      add_product(blas, from, T{-1}, Factor<T>{solved}, Factor<T>{half.l21, transpose});
     }
   };
   // L X = B and X Lᵀ = B start from the top of L, the other two from its bottom.

@@ -4,6 +4,8 @@ The pretrained weights, a curvature and a projection are public; the private rec
 one noisy sum, made in exact integer arithmetic. See :func:`sample_private_weights`.
 """
 
+import sys
+
 from qexp import bits
 from qexp._config import config, show_config
 from qexp._core import __version__
@@ -14,6 +16,7 @@ from qexp.curvature import (
     IdentityCurvature,
     NotPositiveDefiniteError,
 )
+from qexp.kronecker_srht import KroneckerSRHT
 from qexp.layered import DiagonalCurvature, KroneckerCurvature, LayeredCurvature
 from qexp.mechanism import sample_private_weights
 from qexp.privacy import (
@@ -41,6 +44,7 @@ __all__ = [
     "Identity",
     "IdentityCurvature",
     "KroneckerCurvature",
+    "KroneckerSRHT",
     "LayeredCurvature",
     "NotPositiveDefiniteError",
     "PrivacyLedger",
@@ -59,3 +63,7 @@ __all__ = [
     "show_config",
     "to_dp_event",
 ]
+
+# Where thread pools are being controlled already, qexp's own count is one of them.
+if "threadpoolctl" in sys.modules:
+    register_threadpool_controller()

@@ -80,6 +80,17 @@ def srht_adjoint(
     out: NDArray[_Real],
 ) -> None: ...
 
+# --------------------------------------------------------------------- bind_kron_sketch.cpp
+
+def outer_entries(
+    left: NDArray[_Real],
+    right: NDArray[_Real],
+    left_indices: NDArray[np.int64],
+    right_indices: NDArray[np.int64],
+    scale: float,
+    out: NDArray[_Real],
+) -> None: ...
+
 # ------------------------------------------------------------------------ bind_networks.cpp
 
 class Network:

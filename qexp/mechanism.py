@@ -11,7 +11,7 @@ clipped gradients, which is where the privacy is; the rest is public arithmetic 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +21,7 @@ from qexp import _checks, _config
 from qexp._progress import progress_bar
 from qexp.bits import BitGenerator, secure_generator
 from qexp.curvature import Curvature
+from qexp.kronecker_srht import KroneckerSRHT
 from qexp.privacy import PrivacyLedger, calibrate_mu
 from qexp.private_sum import Lattice, NoisySum, WhitenedBlock, lattice_for, private_sum
 from qexp.projections import Identity, Projection
@@ -213,15 +214,11 @@ def _whitened_blocks(
     source: RecordSource, projection: Projection, curvature: Curvature, *, progress: bool
 ) -> Iterator[WhitenedBlock]:
     """Project and whiten block by block; records stay independent of each other."""
-    in_factors = (
-        isinstance(projection, Identity)
-        and hasattr(curvature, "whiten_factors")
-        and hasattr(source, "factor_blocks")
-    )
+    whiten_factors = _on_factors(projection, curvature)
     with progress_bar(source.n_records, "records", show=progress) as advance:
-        if in_factors:
-            for factors in source.factor_blocks():  # type: ignore[attr-defined]
-                yield curvature.whiten_factors(factors)  # type: ignore[attr-defined]
+        if whiten_factors is not None and hasattr(source, "factor_blocks"):
+            for factors in source.factor_blocks():
+                yield whiten_factors(factors)
                 advance(len(factors[0][0]))
             return
         for block in source.blocks():
@@ -233,6 +230,18 @@ def _whitened_blocks(
                 )
             yield curvature.whiten(projection.forward(rows))
             advance(len(rows))
+
+
+def _on_factors(
+    projection: Projection, curvature: Curvature
+) -> Callable[[Any], WhitenedBlock] | None:
+    """Give the way of gradients that come as factors, where one of the two maps knows it."""
+    if isinstance(projection, Identity):
+        whiten: Callable[[Any], WhitenedBlock] | None = getattr(curvature, "whiten_factors", None)
+        return whiten
+    if isinstance(projection, KroneckerSRHT):
+        return lambda factors: curvature.whiten(projection.forward_factors(factors))
+    return None
 
 
 def _check_dimensions(p: int, projection: Projection, curvature: Curvature) -> None:

@@ -150,14 +150,22 @@ def test_the_width_of_integers_is_verified_by_a_call():
 
 
 def test_dimensions_beyond_the_integers_are_refused():
-    """A stride of 2³¹ elements, without the memory: two rows, of which BLAS would need both."""
-    _blas.ensure_bound()
-    rows = np.lib.stride_tricks.as_strided(np.ones(1), shape=(2, 1), strides=(8 << 31, 8))
-    if _core.blas_config()["integer_bits"] == 32:
-        with pytest.raises(ValueError, match="2147483648 does not fit the 32-bit integers"):
-            _core.gram_accumulate(np.zeros((1, 1)), rows, 1.0)
-    else:
-        assert _core.blas_config()["integer_bits"] == 64
+    """Two rows 2³¹ elements apart; without AVX-512 the product is BLAS's, which must not see it."""
+    result = run(
+        "import os; os.environ['QEXP_ISA'] = 'baseline'\n"
+        "import numpy as np\n"
+        "from qexp import _blas, _core\n"
+        "_blas.ensure_bound()\n"
+        "rows = np.lib.stride_tricks.as_strided(np.ones(1), shape=(2, 1), strides=(8 << 31, 8))\n"
+        "if _core.blas_config()['integer_bits'] == 32:\n"
+        "    try:\n"
+        "        _core.gram_accumulate(np.zeros((1, 1)), rows, 1.0)\n"
+        "    except ValueError as error:\n"
+        "        assert '2147483648 does not fit the 32-bit integers' in str(error)\n"
+        "    else:\n"
+        "        raise AssertionError('was not refused')\n"
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_rebinding_while_kernels_run():

@@ -1,5 +1,8 @@
 """Gram, Cholesky and triangular kernels against NumPy in float64."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -328,3 +331,47 @@ def test_kernels_run_in_two_python_threads_at_once():
     for h, x in together:
         np.testing.assert_allclose(h, alone[0][0], atol=1e-12)
         np.testing.assert_allclose(x, alone[0][1], atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_do_not_depend_on_the_number_of_threads(dtype):
+    if _core.isa() != "avx512":
+        pytest.skip("the products are BLAS's, which promises nothing here")
+    rows = np.random.default_rng(0).standard_normal((300, 700)).astype(dtype)
+
+    def work(threads):
+        _core.set_num_threads(threads)
+        h = np.eye(700)
+        _core.gram_accumulate(h, rows, 1.0)
+        factor = h.astype(dtype)
+        assert _core.cholesky_inplace(factor) == 0
+        x = np.tile(rows.T, (1, 4))
+        _core.triangular_solve(factor, x, side="left", transpose=False)
+        y = np.tile(rows, (4, 1))
+        _core.triangular_solve(factor, y, side="right", transpose=True)
+        _core.triangular_inverse_inplace(factor)
+        return h, factor, x, y
+
+    before = _core.get_num_threads()
+    try:
+        alone = work(1)
+        for threads in (2, 3, 5):
+            for one, other in zip(alone, work(threads), strict=True):
+                np.testing.assert_array_equal(one, other)
+    finally:
+        _core.set_num_threads(before)
+
+
+def test_the_path_without_avx512():
+    """This file once more, on BLAS products."""
+    if os.environ.get("QEXP_ISA") == "avx2":
+        assert _core.isa() in ("baseline", "avx2")
+        return
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
+        env=os.environ | {"QEXP_ISA": "avx2", "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout

@@ -53,6 +53,7 @@ void register_boundary(py::module_& module);
 void register_config(py::module_& module);
 void register_factor(py::module_& module);
 void register_hadamard(py::module_& module);
+void register_kron_sketch(py::module_& module);
 void register_networks(py::module_& module);
 void register_row_gemm(py::module_& module);
 

@@ -8,6 +8,7 @@ PYBIND11_MODULE(_core, module) {
   register_config(module);
   register_factor(module);
   register_hadamard(module);
+  register_kron_sketch(module);
   register_networks(module);
   register_row_gemm(module);
 }

@@ -1,0 +1,224 @@
+"""Checkpoints of a fine-tuning: whatever stops it, no round is paid for twice and none is free.
+
+A round goes through five steps:
+
+1. **reserve**: the ledger holds the round's share; no other thread can have it;
+2. **draw**: the noisy sum is made, in memory;
+3. **save**: the state after the round, with its claim, replaces the checkpoint in one step;
+4. **charge**: the reservation becomes a charge under a label that no other round has, made of the
+   job's random number and the round;
+5. **publish**: ``on_round`` is called; results and interruptions carry the state.
+
+Nothing is published before it is charged, nothing is charged before it is saved. So wherever the
+process is lost, the checkpoint has all rounds that the ledger has, and the ledger all that were
+published. What a restart does, by the place of the loss:
+
+======================  ==========  ==========  ================================================
+lost                    checkpoint  ledger      the restart
+======================  ==========  ==========  ================================================
+before the draw         t - 1       t - 1       draws round t
+after it, unsaved       t - 1       t - 1       draws round t again; the lost draw, known to
+                                                nobody, cost nothing
+after the save          t           t - 1       charges round t, which is in the checkpoint
+after the charge        t           t           goes on with round t + 1
+before the owner of     t           older       charges every round that is in the checkpoint
+the ledger saved it                             and not in the ledger
+======================  ==========  ==========  ================================================
+
+The owner of a ledger on disk saves it in ``on_round``, before showing the round to anybody.
+
+A ledger that has rounds which the checkpoint has not tells of an older copy of the checkpoint:
+those rounds may have been published, and drawing them again would be a release of its own. It is
+refused. Without a ledger an older copy cannot be told, so keep one file a job. Two processes
+cannot work on one checkpoint: a lock file beside it sees to that.
+
+A checkpoint holds released numbers only: no record, and no digest of records, which would let
+anyone test a guess of them. So it cannot tell whether a restart reads the same private data; that
+is the caller's part. Until its last round is charged, keep the file as private as the data.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qexp._files import atomic_write
+
+__all__ = ["FineTuneState", "load_state", "locked", "save_state"]
+
+_FORMAT: Final = "qexp fine-tuning checkpoint"
+_VERSION: Final = 1
+_ARRAYS: Final = ("weights", "velocity", "iterate_sum")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FineTuneState:
+    """All that the next round needs, and all that was drawn.
+
+    Attributes
+    ----------
+    job_id : str
+        Random and unique; part of every charge's label.
+    rounds_done : int
+        Rounds drawn.
+    weights : ndarray of float64, shape (p,)
+        θ after the last round, before it is rounded to the model's dtype.
+    velocity : ndarray of float64, shape (p,), or None
+        v, where the schedule has momentum.
+    iterate_sum : ndarray of float64, shape (p,), or None
+        Sum of the iterates that are averaged, once there is one.
+    iterates_summed : int
+        How many they are.
+    history : tuple of mappings
+        Public numbers of every round done, its claim among them.
+    diverged : bool
+        True when the last step left the range of the weights' dtype; `weights` are those before.
+    """
+
+    job_id: str
+    rounds_done: int = 0
+    weights: NDArray[np.float64] = field(repr=False)
+    velocity: NDArray[np.float64] | None = field(default=None, repr=False)
+    iterate_sum: NDArray[np.float64] | None = field(default=None, repr=False)
+    iterates_summed: int = 0
+    history: tuple[Mapping[str, Any], ...] = ()
+    diverged: bool = False
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes and jobs off a checkpoint.
+
+    Parameters
+    ----------
+    path : path-like
+        The checkpoint. The lock file beside it stays behind; the system frees the lock itself
+        when a process ends, however it ends.
+
+    Raises
+    ------
+    BlockingIOError
+        If another job works on it now.
+    """
+    descriptor = os.open(f"{os.path.realpath(path)}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"another fine-tuning works on the checkpoint {os.fspath(path)!r} now; wait for "
+                "it, or give every job a path of its own"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def save_state(
+    path: str | os.PathLike[str], state: FineTuneState, configuration: Mapping[str, Any]
+) -> None:
+    """Write the state and the public configuration of its job, atomically.
+
+    Parameters
+    ----------
+    path : path-like
+    state : FineTuneState
+    configuration : mapping
+        JSON-able. :func:`load_state` refuses any other.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; an old checkpoint stays whole.
+    """
+    arrays = {name: getattr(state, name) for name in _ARRAYS}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    document = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "configuration": configuration,
+        "arrays": list(arrays),
+        "job_id": state.job_id,
+        "rounds_done": state.rounds_done,
+        "iterates_summed": state.iterates_summed,
+        "history": [dict(numbers) for numbers in state.history],
+        "diverged": state.diverged,
+    }
+    text = np.frombuffer(json.dumps(document).encode(), dtype=np.uint8)
+
+    def write(file: BinaryIO) -> None:
+        np.savez(file, state=text, **arrays)
+
+    atomic_write(path, write)
+
+
+def load_state(
+    path: str | os.PathLike[str], configuration: Mapping[str, Any]
+) -> FineTuneState | None:
+    """Read a checkpoint of the same job.
+
+    Parameters
+    ----------
+    path : path-like
+    configuration : mapping
+        The public configuration of the job that wants to go on.
+
+    Returns
+    -------
+    FineTuneState or None
+        None if there is no such file yet.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, no checkpoint, of another format, or of another job.
+    """
+    name = os.fspath(path)
+    try:
+        # Every part of the archive has a checksum, which reading it verifies.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            document = json.loads(archive["state"].tobytes())
+            arrays = {part: archive[part] for part in document.get("arrays", ())}
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{name!r} is not a readable checkpoint ({error}): restore it, or give another path "
+            "to start anew, which costs anew"
+        ) from error
+    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+        raise ValueError(f"{name!r} is not a checkpoint of a fine-tuning; give another path")
+    if document.get("version") != _VERSION:
+        raise ValueError(
+            f"{name!r} is a checkpoint of format {document.get('version')!r}; this version of "
+            f"qexp reads format {_VERSION}"
+        )
+    # Compared as they were written: JSON turns tuples into lists.
+    wanted = json.loads(json.dumps(configuration))
+    found = document["configuration"]
+    different = sorted(
+        key for key in {*wanted, *found} if wanted.get(key, ...) != found.get(key, ...)
+    )
+    if different:
+        raise ValueError(
+            f"the checkpoint {name!r} is of another job: it differs in {', '.join(different)}. "
+            "Go on with the arguments it was begun with, or give another path to start anew, "
+            "which costs anew"
+        )
+    return FineTuneState(
+        job_id=document["job_id"],
+        rounds_done=document["rounds_done"],
+        iterates_summed=document["iterates_summed"],
+        history=tuple(document["history"]),
+        diverged=document["diverged"],
+        **arrays,
+    )

@@ -1,0 +1,659 @@
+"""Fine-tuning in rounds: every draw starts where the last one ended.
+
+A round is one exact private draw around the current weights, with a share of the budget; rounds
+compose to μ = √Σ μ_t² (Dong, Roth and Su 2022, Corollary 2), and whatever was released before may
+shape the next one. Momentum, averaging and shrinkage work on released values and are free.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qexp import _checks, _config
+from qexp._checkpoint import FineTuneState, load_state, locked, save_state
+from qexp._progress import progress_bar
+from qexp.bits import BitGenerator
+from qexp.curvature import Curvature
+from qexp.mechanism import (
+    _bit_generator,
+    _check_dimensions,
+    _sensitivity_factor,
+    private_step,
+)
+from qexp.privacy import (
+    BudgetExceededError,
+    PrivacyLedger,
+    calibrate_mu,
+    compose_mu,
+    epsilon,
+)
+from qexp.private_sum import Lattice, NoisySum, lattice_for
+from qexp.projections import Identity, Projection
+from qexp.records import as_record_source
+from qexp.release import PrivateRelease
+from qexp.shrinkage import james_stein
+
+__all__ = [
+    "FineTuneInterrupted",
+    "FineTuneResult",
+    "RoundReport",
+    "Schedule",
+    "fine_tune",
+]
+
+StopReason = Literal["finished", "ledger empty", "interrupted", "diverged"]
+Shrinkage = Literal["none", "last", "last_whole"]
+_SHRINKAGES: Final = ("none", "last", "last_whole")
+_SHRINK_BUDGET: Final = 1 - 2.0**-50
+
+
+class TunableModel(Protocol):
+    """What a model offers to be fine-tuned: flat weights, and gradients record by record."""
+
+    @property
+    def weights(self) -> NDArray[Any]:
+        """The flat weight vector (p,), float32 or float64."""
+        ...
+
+    def with_weights(self, weights: Any) -> Any:
+        """Return the model at other weights (p,)."""
+        ...
+
+    def gradient_blocks(self, X: Any, y: Any) -> Any:
+        """Return a RecordSource of per-record gradients at the weights."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Settings of a fine-tuning in rounds: all public.
+
+    Attributes
+    ----------
+    rounds : int
+        T, number of draws.
+    clipping_norm : float
+        c, in whitened units.
+    step_size : float
+        η of every round.
+    damping : float
+        λ of the curvature. :func:`fine_tune` gets its curvature ready made; this is what whoever
+        makes it reads.
+    momentum : float
+        m in [0, 1): v ← m·v + step, θ ← θ + v.
+    averaging : float
+        Share of the last rounds, in [0, 1], whose weights are averaged; 0 releases the last ones.
+    refresh_curvature : bool
+        Make the curvature anew at every round's weights. Needs a curvature function.
+    budget : tuple of float, optional
+        μ² of each round, up to a common factor. Default: all rounds alike.
+    """
+
+    rounds: int
+    clipping_norm: float
+    step_size: float
+    damping: float
+    momentum: float = 0.0
+    averaging: float = 0.0
+    refresh_curvature: bool = False
+    budget: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        put("rounds", _checks.count(self.rounds, "rounds"))
+        for name in ("clipping_norm", "step_size", "damping"):
+            put(name, _checks.positive(getattr(self, name), name))
+        for name in ("momentum", "averaging"):
+            put(name, _checks.positive(getattr(self, name), name, zero_allowed=True))
+        if self.momentum >= 1:
+            raise ValueError(f"momentum is {self.momentum}; it needs a number in [0, 1)")
+        if self.averaging > 1:
+            raise ValueError(f"averaging is {self.averaging}; it needs a share in [0, 1]")
+        if not isinstance(self.refresh_curvature, bool):
+            raise TypeError(
+                f"refresh_curvature is {self.refresh_curvature!r}; it needs True or False"
+            )
+        if self.budget is not None:
+            budget = tuple(_checks.positive(share, "a share of budget") for share in self.budget)
+            if len(budget) != self.rounds:
+                raise ValueError(
+                    f"budget has {len(budget)} share(s) for {self.rounds} round(s); it needs one "
+                    "each, or None for equal shares"
+                )
+            put("budget", budget)
+
+    @property
+    def averaged_rounds(self) -> int:
+        """How many of the last rounds are averaged; 0 where only the last one counts."""
+        return math.ceil(self.averaging * self.rounds)
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the schedule for certificates."""
+        described = asdict(self)
+        described["budget"] = None if self.budget is None else list(self.budget)
+        return described
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RoundReport:
+    """What a round made, all of it released and paid for.
+
+    Attributes
+    ----------
+    round : int
+        t, from 1.
+    rounds : int
+        T.
+    mu : float
+        μ_t claimed by the round, under "replace_special".
+    mu_so_far : float
+        √Σ μ_s² up to this round, under "replace_special".
+    noise_to_signal : float
+        Expected norm of the noise over the norm of the noisy sum, both whitened.
+    expected_utility_loss, expected_mean_loss : float
+        Of the round, as in :class:`qexp.PrivateRelease`.
+    step_norm : float
+        Euclidean norm of the round's step in weight space, before momentum.
+    model
+        The model after the round.
+    """
+
+    round: int
+    rounds: int
+    mu: float
+    mu_so_far: float
+    noise_to_signal: float
+    expected_utility_loss: float
+    expected_mean_loss: float
+    step_norm: float
+    model: Any = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FineTuneResult:
+    """A fine-tuning, finished or not.
+
+    Attributes
+    ----------
+    model
+        The model at the released weights.
+    release : PrivateRelease
+        The weights with the privacy of **all** rounds together. Its `epsilon` is the target of a
+        finished job, else what the rounds done cost at the target's δ. `noise_to_signal` and the
+        expected losses are those of the last round.
+    rounds_done : int
+        Rounds drawn and paid for.
+    stopped_because : {"finished", "ledger empty", "interrupted", "diverged"}
+        "diverged": a step left the range of the weights' dtype; the weights are those before it,
+        and the round is paid for because its outcome shows. Try a smaller step_size.
+    history : tuple of mappings
+        The numbers of each round, named as in :class:`RoundReport`.
+    """
+
+    model: Any = field(repr=False)
+    release: PrivateRelease
+    rounds_done: int
+    stopped_because: StopReason
+    history: tuple[Mapping[str, Any], ...] = field(repr=False)
+
+
+class FineTuneInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a fine-tuning that had rounds paid for.
+
+    Attributes
+    ----------
+    result : FineTuneResult
+        The state after the last round paid for.
+    """
+
+    def __init__(self, result: FineTuneResult) -> None:
+        super().__init__(
+            f"interrupted after {result.rounds_done} round(s); what was paid for is in .result"
+        )
+        self.result = result
+
+
+def fine_tune(
+    model: TunableModel,
+    X: Any,
+    y: Any,
+    *,
+    schedule: Schedule,
+    curvature: Curvature | Callable[[Any], Curvature],
+    target_epsilon: float,
+    target_delta: float,
+    projection: Projection | None = None,
+    neighboring_relation: str = "replace_special",
+    ledger: PrivacyLedger | None = None,
+    rng: BitGenerator | None = None,
+    shrinkage: Shrinkage = "none",
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+    on_round: Callable[[RoundReport], object] | None = None,
+) -> FineTuneResult:
+    """Fine-tune a pretrained model on private records in rounds of exact private draws.
+
+    Parameters
+    ----------
+    model
+        Pretrained, public: a model of :mod:`qexp.models`, or any object with ``weights``,
+        ``with_weights(weights)`` and ``gradient_blocks(X, y)``.
+    X, y
+        The private records, as the model takes them. Their number n is public.
+    schedule : Schedule
+    curvature : Curvature, or function of a model that returns one
+        Public. A function is called with the pretrained model, or with every round's model where
+        the schedule refreshes the curvature; it must use public data only.
+    target_epsilon, target_delta : float
+        The privacy of all rounds together, to reach and not to exceed.
+    projection : Projection, optional
+        P, public: steps are P u.
+    neighboring_relation : {"replace_special", "replace_one"}
+        As in :func:`qexp.sample_private_weights`.
+    ledger : PrivacyLedger, optional
+        Asked before and charged after each round. When it has not enough left for the next round,
+        the job stops there and releases what was paid for.
+    rng : BitGenerator, optional
+        Default: fresh cryptographic generators. Round t uses ``rng.spawn(t)``, so that a run with
+        a test generator has the same bits whether or not it was resumed.
+    shrinkage : {"none", "last", "last_whole"}
+        "last": the last round's noisy sum is shrunk layer by layer before it becomes a step (see
+        :func:`qexp.shrinkage.james_stein`); "last_whole": with one factor for all layers, which
+        scales the step by the share of y that is not noise. Free, and not always of use.
+    checkpoint : path-like, optional
+        File that keeps the state after each round. Called again with the same path and arguments,
+        a job that was stopped or killed goes on where it was; one that was finished gives its
+        result again. No round is paid for twice and none is free: see :mod:`qexp._checkpoint`.
+        Rounds done before are not reported to `on_round` again.
+    progress : bool
+        Show a progress bar on a terminal.
+    on_round : callable, optional
+        Called after every round with its :class:`RoundReport`, when the round is paid for and
+        saved. The place to save a ledger that is kept on disk.
+
+    Returns
+    -------
+    FineTuneResult
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a public argument is out of its range, or `checkpoint` is damaged, of another job, or
+        older than `ledger`.
+    BudgetExceededError
+        If `ledger` has not enough left for the first round, or for rounds in `checkpoint` that it
+        was not charged for yet.
+    BlockingIOError, OSError
+        If another job works on `checkpoint`, or it cannot be written. A round that could not be
+        saved is dropped unpublished and costs nothing.
+    FineTuneInterrupted
+        On Ctrl-C, if at least one round was paid for; a round that was not is dropped unpublished
+        and costs nothing.
+
+    Notes
+    -----
+    One round gives the weights that :func:`qexp.sample_private_weights` gives. The claimed μ of
+    the rounds are multiples of their lattices' units; their exact squares sum to at most the
+    square of the calibrated μ. An early stop averages those of the schedule's last rounds that
+    were done, or else releases the last weights.
+    """
+    job = _Job(
+        model,
+        X,
+        y,
+        schedule=schedule,
+        curvature=curvature,
+        target_epsilon=target_epsilon,
+        target_delta=target_delta,
+        projection=projection,
+        neighboring_relation=neighboring_relation,
+        ledger=ledger,
+        rng=rng,
+        shrinkage=shrinkage,
+        checkpoint=checkpoint,
+    )
+    try:
+        with nullcontext() if checkpoint is None else locked(checkpoint):
+            job.resume()
+            stopped_because = job.run(progress=progress, on_round=on_round)
+    except KeyboardInterrupt:
+        state = job.paid_state()
+        if state.rounds_done == 0:
+            raise
+        raise FineTuneInterrupted(job.result(state, "interrupted")) from None
+    return job.result(job.state, stopped_because)
+
+
+class _Job:
+    """One fine-tuning: its checked public arguments, and the state it has reached."""
+
+    def __init__(
+        self,
+        model: TunableModel,
+        X: Any,
+        y: Any,
+        *,
+        schedule: Schedule,
+        curvature: Curvature | Callable[[Any], Curvature],
+        target_epsilon: float,
+        target_delta: float,
+        projection: Projection | None,
+        neighboring_relation: str,
+        ledger: PrivacyLedger | None,
+        rng: BitGenerator | None,
+        shrinkage: Shrinkage,
+        checkpoint: str | os.PathLike[str] | None,
+    ) -> None:
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule is a {type(schedule).__name__}; it needs a qexp Schedule")
+        if shrinkage not in _SHRINKAGES:
+            raise ValueError(f"shrinkage is {shrinkage!r}; it needs one of {_SHRINKAGES}")
+        theta_0 = _checks.finite_array(model.weights, "model.weights", 1)
+        self.pretrained, self.X, self.y, self.schedule = model, X, y, schedule
+        self.dtype = theta_0.dtype
+        self.n_parameters = len(theta_0)
+        self.n_records = self._source(model).n_records
+        self.projection = Identity(len(theta_0)) if projection is None else projection
+        self.factor = _sensitivity_factor(neighboring_relation)
+        self.neighboring_relation = neighboring_relation
+        self.target_epsilon, self.target_delta = float(target_epsilon), float(target_delta)
+        mu = calibrate_mu(target_epsilon, target_delta) / self.factor
+        self.lattices = _lattices(schedule, mu, self.n_records)
+        self.ledger = ledger
+        self.bits = _bit_generator(rng)
+        if schedule.refresh_curvature and not _is_function(curvature):
+            raise ValueError(
+                "schedule.refresh_curvature needs a curvature that is a function of the model; "
+                f"got a {type(curvature).__name__}"
+            )
+        self._make_curvature: Any = curvature if _is_function(curvature) else None
+        self.curvature = self._curvature_at(model, default=curvature)
+        self.public_inputs = {
+            "pretrained": _checks.array_digest(theta_0),
+            "projection": dict(self.projection.describe()),
+            "curvature": dict(self.curvature.describe()),
+            "schedule": schedule.describe(),
+        }
+        self.shrinkage, self.checkpoint = shrinkage, checkpoint
+        self.state = FineTuneState(job_id=secrets.token_hex(8), weights=theta_0.astype(np.float64))
+        self._next_state = self.state
+
+    def resume(self) -> None:
+        """Take up the checkpoint, or begin one, and bring the ledger up to it."""
+        if self.checkpoint is None:
+            return
+        state = load_state(self.checkpoint, self._configuration())
+        if state is None:
+            # Before the first draw: a path that cannot be written fails while nothing is at stake.
+            save_state(self.checkpoint, self.state, self._configuration())
+            return
+        # Nothing of the checkpoint may get out before the ledger has all of it.
+        self.state = self._next_state = replace(self.state, job_id=state.job_id)
+        if self.ledger is not None:
+            charged = {entry.label for entry in self.ledger.entries}
+            for t in range(state.rounds_done + 1, self.schedule.rounds + 1):
+                if self._label(t) in charged:
+                    raise ValueError(
+                        f"the checkpoint {os.fspath(self.checkpoint)!r} ends with round "
+                        f"{state.rounds_done}, but the ledger was charged for round {t} of this "
+                        "job: it is an older copy. Restore the latest one, or give another path "
+                        "to start anew, which costs anew"
+                    )
+            for t in range(1, state.rounds_done + 1):
+                if self._label(t) not in charged:
+                    self._charge_saved(t)
+        self.state = self._next_state = state
+
+    def run(
+        self, *, progress: bool, on_round: Callable[[RoundReport], object] | None
+    ) -> StopReason:
+        """Do the rounds that are left."""
+        rounds = self.schedule.rounds
+        with progress_bar(rounds, "rounds", show=progress) as advance:
+            advance(self.state.rounds_done)
+            while self.state.rounds_done < rounds and not self.state.diverged:
+                with ExitStack() as stack:
+                    t = self.state.rounds_done + 1
+                    reservation = None
+                    if self.ledger is not None:
+                        try:
+                            reservation = stack.enter_context(
+                                self.ledger.reserve(self.lattices[t - 1].mu, self._label(t))
+                            )
+                        except BudgetExceededError:
+                            if t == 1:
+                                raise
+                            return "ledger empty"
+                    model = self._model(self.state)
+                    after = self._draw(model, t)
+                    if self.checkpoint is not None:
+                        save_state(self.checkpoint, after, self._configuration())
+                    self._next_state = after
+                    if reservation is not None:
+                        reservation.commit()
+                    self.state = self._next_state
+                advance(1)
+                if on_round is not None:
+                    on_round(RoundReport(model=self._model(self.state), **self.state.history[-1]))
+        return "diverged" if self.state.diverged else "finished"
+
+    def paid_state(self) -> FineTuneState:
+        """Give the state to release after an interruption at any point of a round."""
+        after = self._next_state
+        if after is not self.state and self.ledger is not None:
+            label = self._label(after.rounds_done)
+            if any(entry.label == label for entry in self.ledger.entries):
+                return after
+        return self.state
+
+    def result(self, state: FineTuneState, stopped_because: StopReason) -> FineTuneResult:
+        """Release the state with the privacy of all rounds that led to it."""
+        weights = state.weights
+        if state.iterate_sum is not None:
+            weights = state.iterate_sum / state.iterates_summed
+        theta = weights.astype(self.dtype)
+        mu = compose_mu(lattice.mu for lattice in self.lattices[: state.rounds_done])
+        finished = state.rounds_done == self.schedule.rounds
+        epsilon_spent = (
+            self.target_epsilon if finished else epsilon(self.target_delta, self.factor * mu)
+        )
+        last = state.history[-1]
+        public: dict[str, Any] = {
+            "epsilon": epsilon_spent,
+            "delta": self.target_delta,
+            "mu": self.factor * mu,
+            "neighboring_relation": self.neighboring_relation,
+            "noise_multiplier": 1 / mu,
+            "noise_to_signal": last["noise_to_signal"],
+            "expected_utility_loss": last["expected_utility_loss"],
+            "expected_mean_loss": last["expected_mean_loss"],
+            "n_records": self.n_records,
+            "generator_is_secure": self.bits.secure,
+        }
+        software = _config.config()
+        del software["libraries"]  # paths of this machine
+        lattices = self.lattices[: state.rounds_done]
+        certificate = {
+            **public,
+            "event": {
+                "type": "ComposedDpEvent",
+                "events": [
+                    {"type": "GaussianDpEvent", "noise_multiplier": 1 / lattice.mu}
+                    for lattice in lattices
+                ],
+            },
+            "mu_replace_special": mu,
+            "mu_replace_one": 2 * mu,
+            "public_inputs": self.public_inputs,
+            "shrinkage": self.shrinkage,
+            "rounds_done": state.rounds_done,
+            "stopped_because": stopped_because,
+            "rounds": [dict(numbers) for numbers in state.history],
+            "lattices": [
+                {
+                    "bits": lattice.bits,
+                    "bound": lattice.bound,
+                    "units_per_norm": lattice.units_per_norm,
+                }
+                for lattice in lattices
+            ],
+            "job_id": state.job_id,
+            "generator": self.bits.name,
+            "weights": _checks.array_digest(theta),
+            "software": software,
+        }
+        return FineTuneResult(
+            model=self.pretrained.with_weights(theta),
+            release=PrivateRelease(weights=theta, _certificate=certificate, **public),
+            rounds_done=state.rounds_done,
+            stopped_because=stopped_because,
+            history=state.history,
+        )
+
+    def _draw(self, model: TunableModel, t: int) -> FineTuneState:
+        """Draw round t and give the state after it. Nothing of it is published here."""
+        schedule, state = self.schedule, self.state
+        if schedule.refresh_curvature and t > 1:
+            self.curvature = self._curvature_at(model, default=None)
+        lattice = self.lattices[t - 1]
+        step, noisy = private_step(
+            self._source(model),
+            projection=self.projection,
+            curvature=self.curvature,
+            lattice=lattice,
+            step_size=schedule.step_size,
+            bits=self.bits.spawn(t),
+            ledger=None,
+            label=self._label(t),
+        )
+        if self.shrinkage != "none" and t == schedule.rounds:
+            step = self._shrunk_step(noisy)
+        velocity = step
+        if schedule.momentum > 0 and state.velocity is not None:
+            velocity = schedule.momentum * state.velocity + step
+        with np.errstate(over="ignore"):
+            theta = state.weights + velocity
+            in_range = bool(np.isfinite(theta.astype(self.dtype)).all())
+        after = replace(
+            state,
+            rounds_done=t,
+            history=(*state.history, self._numbers(t, noisy, step)),
+            diverged=not in_range,
+        )
+        if not in_range:
+            return after
+        if t > schedule.rounds - schedule.averaged_rounds:
+            before = 0.0 if state.iterate_sum is None else state.iterate_sum
+            after = replace(
+                after, iterate_sum=before + theta, iterates_summed=state.iterates_summed + 1
+            )
+        return replace(after, weights=theta, velocity=velocity if schedule.momentum > 0 else None)
+
+    def _shrunk_step(self, noisy: NoisySum) -> NDArray[Any]:
+        layers = getattr(self.curvature, "layer_slices", None)
+        blocks = layers() if self.shrinkage == "last" and layers is not None else None
+        values, _ = james_stein(noisy.values, _sigma(noisy.lattice), blocks=blocks)
+        u = self.curvature.unwhiten(values) * (-self.schedule.step_size / self.n_records)
+        return self.projection.adjoint(u)
+
+    def _configuration(self) -> dict[str, Any]:
+        return {
+            **self.public_inputs,
+            "target_epsilon": self.target_epsilon,
+            "target_delta": self.target_delta,
+            "neighboring_relation": self.neighboring_relation,
+            "n_records": self.n_records,
+            "rng": self.bits.name,
+            "shrinkage": self.shrinkage,
+        }
+
+    def _charge_saved(self, t: int) -> None:
+        assert self.ledger is not None
+        try:
+            self.ledger.charge(self.lattices[t - 1].mu, self._label(t))
+        except BudgetExceededError as error:
+            raise BudgetExceededError(
+                f"the checkpoint holds round {t}, for which the ledger was not charged and has "
+                f"not enough left, so that nothing can be released from it: {error}"
+            ) from error
+
+    def _numbers(self, t: int, noisy: NoisySum, step: NDArray[Any]) -> dict[str, Any]:
+        k, n, eta = self.curvature.n_components, self.n_records, self.schedule.step_size
+        sigma = _sigma(noisy.lattice)
+        return {
+            "round": t,
+            "rounds": self.schedule.rounds,
+            "mu": noisy.mu,
+            "mu_so_far": compose_mu(lattice.mu for lattice in self.lattices[:t]),
+            "noise_to_signal": sigma * math.sqrt(k) / float(np.linalg.norm(noisy.values)),
+            "expected_utility_loss": eta * sigma**2 * k / (2 * n),
+            "expected_mean_loss": (eta * sigma / n) ** 2 * self.curvature.effective_dimension / 2,
+            "step_norm": float(np.linalg.norm(step)),
+        }
+
+    def _model(self, state: FineTuneState) -> TunableModel:
+        if state.rounds_done == 0:
+            return self.pretrained
+        model: TunableModel = self.pretrained.with_weights(state.weights.astype(self.dtype))
+        return model
+
+    def _source(self, model: TunableModel) -> Any:
+        source = as_record_source(
+            model.gradient_blocks(self.X, self.y), n_parameters=self.n_parameters
+        )
+        n = getattr(self, "n_records", source.n_records)
+        if source.n_records != n:
+            raise ValueError(
+                f"the model gave {source.n_records} records in this round and {n} in the first; "
+                "the number of records is public and may not change"
+            )
+        return source
+
+    def _curvature_at(self, model: TunableModel, *, default: Any) -> Curvature:
+        curvature: Curvature = (
+            default if self._make_curvature is None else self._make_curvature(model)
+        )
+        _check_dimensions(self.n_parameters, self.projection, curvature)
+        return curvature
+
+    def _label(self, t: int) -> str:
+        return f"fine_tune job {self.state.job_id}, round {t} of {self.schedule.rounds}"
+
+
+def _sigma(lattice: Lattice) -> float:
+    """Give the noise's standard deviation in whitened units, c/μ."""
+    return math.ldexp(1.0, lattice.bits) / lattice.units_per_norm
+
+
+def _is_function(curvature: Any) -> bool:
+    return callable(curvature) and not hasattr(curvature, "whiten")
+
+
+def _lattices(schedule: Schedule, mu: float, n_records: int) -> tuple[Lattice, ...]:
+    """Choose every round's lattice; their exact claims compose to at most μ."""
+    shares = schedule.budget or (1.0,) * schedule.rounds
+    total = math.fsum(shares)
+    scale = 1.0
+    while True:
+        made: dict[float, Lattice] = {}
+        for share in shares:
+            if share not in made:
+                mu_t = scale * mu * math.sqrt(share / total)
+                made[share] = lattice_for(mu_t, schedule.clipping_norm, n_records)
+        lattices = tuple(made[share] for share in shares)
+        if sum(Fraction(lattice.mu) ** 2 for lattice in lattices) <= Fraction(mu) ** 2:
+            return lattices
+        # Rounding of the shares' roots went up, and no lattice's own rounding took it back.
+        scale *= _SHRINK_BUDGET

@@ -1,0 +1,235 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import qexp
+from qexp import cli
+from qexp.bits import insecure_test_generator
+
+COMMANDS = ["demo", "calibrate", "config", "certificate"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "qexp", *arguments], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_the_top_help_names_every_command_and_the_exit_codes(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for word in [*COMMANDS, "exit codes", "130"]:
+        assert word in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_examples(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert f"qexp {command}" in text.split("examples:")[1]
+    assert "exit codes:" in text
+
+
+def test_version_in_a_subprocess():
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"qexp {qexp.__version__}\n")
+
+
+def test_help_imports_neither_models_nor_plots():
+    code = (
+        "import sys, qexp.cli\n"
+        "try:\n    qexp.cli.main(['demo', '--help'])\nexcept SystemExit:\n    pass\n"
+        "sys.exit(bool({'qexp.models', 'qexp.demo', 'matplotlib', 'sklearn'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_calibrate_gives_the_exact_noise(capsys):
+    assert cli.main(["calibrate", "--epsilon", "1", "--delta", "1e-5", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    # 40-digit reference: 1/mu = 3.730631634815942...
+    assert figures["noise_multiplier"] == pytest.approx(3.730631634815942, rel=1e-14)
+    mu = figures["mu"]
+    assert mu == qexp.calibrate_mu(1.0, 1e-5)
+    assert figures["mu_replace_one"] == 2 * mu
+    assert figures["zcdp_rho"] == mu**2 / 2
+    assert figures["epsilon_at_delta"]["1e-06"] == qexp.epsilon(1e-6, mu)
+    assert figures["epsilon_at_delta"]["1e-05"] <= 1.0
+    assert figures["rounds"] == 1
+    assert figures["mu_per_round"] == mu
+
+
+def test_calibrate_from_mu(capsys):
+    assert cli.main(["calibrate", "--mu", "1", "--delta", "1e-5", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["noise_multiplier"] == 1.0
+    assert figures["epsilon"] == qexp.epsilon(1e-5, 1.0) == pytest.approx(4.377178, abs=1e-6)
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 8, 64, 1000])
+def test_rounds_together_never_cost_more_than_the_budget(rounds, capsys):
+    arguments = ["calibrate", "--epsilon", "1", "--delta", "1e-5", "--rounds", str(rounds)]
+    assert cli.main([*arguments, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    together = qexp.compose_mu([figures["mu_per_round"]] * rounds)
+    assert figures["mu"] * (1 - 1e-14) < together <= figures["mu"]
+    assert figures["noise_multiplier_per_round"] == 1 / figures["mu_per_round"]
+    assert cli.main(arguments) == 0
+    assert f"mu of each of {rounds} rounds" in capsys.readouterr().out
+
+
+def test_calibrate_prints_a_table(capsys):
+    assert cli.main(["calibrate", "--epsilon", "1", "--delta", "1e-5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 8
+    assert any("3.7306316" in line and "noise multiplier" in line for line in lines)
+    column = lines[0].index("(1,")
+    assert all(line[column - 1] == " " and line[column] != " " for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: command"),
+        (["dmeo"], "invalid choice: 'dmeo'"),
+        (["calibrate", "--delta", "1e-5"], "one of the arguments --epsilon --mu is required"),
+        (["calibrate", "--epsilon", "1"], "--delta"),
+        (["calibrate", "--epsilon", "0", "--delta", "1e-5"], "finite number above 0"),
+        (["calibrate", "--epsilon", "inf", "--delta", "1e-5"], "finite number above 0"),
+        (["calibrate", "--epsilon", "nan", "--delta", "1e-5"], "finite number above 0"),
+        (["calibrate", "--epsilon", "one", "--delta", "1e-5"], "'one' is no number"),
+        (["calibrate", "--epsilon", "1", "--delta", "1"], "strictly between 0 and 1"),
+        (["calibrate", "--epsilon", "1", "--delta", "0"], "strictly between 0 and 1"),
+        (["calibrate", "--mu", "-1", "--delta", "1e-5"], "finite number above 0"),
+        (["calibrate", "--mu", "1", "--epsilon", "1", "--delta", "1e-5"], "not allowed with"),
+        (["calibrate", "--mu", "1", "--delta", "1e-5", "--rounds", "0"], "integer of at least 1"),
+        (["calibrate", "--mu", "1", "--delta", "1e-5", "--rounds", "1.5"], "integer of at least 1"),
+        (["demo", "--data", "cifar"], "invalid choice: 'cifar'"),
+        (["demo", "--eps", "1"], "unrecognized arguments: --eps"),
+        (["demo", "--epsilon", "-1"], "finite number above 0"),
+        (["demo", "--delta", "2"], "strictly between 0 and 1"),
+        (["demo", "--seed", "-1"], "integer of at least 0"),
+        (["certificate"], "FILE"),
+    ],
+)
+def test_wrong_arguments_exit_with_2_and_say_what_is_allowed(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_config_prints_versions(capsys):
+    assert cli.main(["config"]) == 0
+    out = capsys.readouterr().out
+    assert f"qexp: {qexp.__version__}" in out
+    assert "numpy:" in out
+
+
+def test_certificate_of_a_saved_release(tmp_path: Path, capsys):
+    release = qexp.sample_private_weights(
+        np.zeros(3),
+        np.random.default_rng(0).uniform(-1, 1, (50, 3)),
+        curvature=qexp.IdentityCurvature(3),
+        target_epsilon=1.0,
+        target_delta=1e-5,
+        clipping_norm=1.0,
+        rng=insecure_test_generator(0),
+    )
+    release.save(tmp_path / "release.npz")
+    assert cli.main(["certificate", str(tmp_path / "release.npz")]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == {"statement": release.statement, "certificate": release.certificate()}
+    assert "NOT PRIVATE" in document["statement"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a release", b"PK\x03\x04 damaged"])
+def test_certificate_of_a_bad_file_is_one_message_and_code_1(content, tmp_path: Path):
+    path = tmp_path / "x.npz"
+    if content is not None:
+        path.write_bytes(content)
+    done = run("certificate", str(path))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("qexp: ")
+    assert done.stderr.count("\n") == 1
+    assert str(path) in done.stderr
+
+
+def test_debug_shows_the_traceback(tmp_path: Path):
+    done = run("certificate", str(tmp_path / "none.npz"), "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_closed_pipe_is_no_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "qexp", "calibrate", "--mu", "1", "--delta", "1e-5"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
+# Standard output is a pipe that nobody reads, and standard error says when the work is under way.
+_SLOW_DEMO = """
+import sys, time
+import qexp.demo._run as run
+from qexp import cli
+
+work = run.{stage}
+def slow(*arguments, **options):
+    print("under way", file=sys.stderr, flush=True)
+    time.sleep(60)
+    return work(*arguments, **options)
+run.{stage} = slow
+raise SystemExit(cli.main(["demo", "--out", {out!r}]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "left"),
+    [("_task", None), ("_curve", {"release.npz", "certificate.json"})],
+)
+def test_ctrl_c_exits_with_130_and_leaves_whole_files_only(stage, left, tmp_path: Path):
+    out = tmp_path / "new" / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SLOW_DEMO.format(stage=stage, out=str(out))],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "under way\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    error = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=30) == 130
+    assert "interrupted" in error
+    assert "Traceback" not in error
+    if left is None:
+        assert not (tmp_path / "new").exists()
+    else:
+        assert {path.name for path in out.iterdir()} == left
+        assert qexp.PrivateRelease.load(out / "release.npz").generator_is_secure
+        json.loads((out / "certificate.json").read_text())

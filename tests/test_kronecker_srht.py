@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+from scipy.linalg import hadamard
+
+from qexp import _core
+from qexp.kronecker_srht import KroneckerSRHT, _unpacked
+
+SHAPES = ((5, 9), (3, 8), (1, 1))
+
+
+def factors(m, dtype=np.float64, positions=None, seed=0):
+    rng = np.random.default_rng(seed)
+    middle = () if positions is None else (positions,)
+    return [
+        (
+            rng.normal(size=(m, *middle, inp)).astype(dtype),
+            rng.normal(size=(m, *middle, out)).astype(dtype),
+        )
+        for out, inp in SHAPES
+    ]
+
+
+def outer_rows(pairs):
+    parts = []
+    for inputs, deltas in pairs:
+        equation = "mo,mi->moi" if inputs.ndim == 2 else "mto,mti->moi"
+        parts.append(np.einsum(equation, deltas, inputs).reshape(len(inputs), -1))
+    return np.concatenate(parts, axis=1)
+
+
+def explicit(projection):
+    """P as a matrix (p, k), from Hadamard matrices."""
+    blocks = []
+    for layer in projection._layers:
+        (out, inp), (out_padded, inp_padded) = layer.shape, layer.padded
+        left = hadamard(out_padded)[:, :out] * (1 - 2.0 * _unpacked(layer.left_signs, out))
+        right = hadamard(inp_padded)[:, :inp] * (1 - 2.0 * _unpacked(layer.right_signs, inp))
+        blocks.append(np.kron(left, right)[layer.kept].T / np.sqrt(len(layer.kept)))
+    p, k = projection.n_parameters, projection.n_components
+    matrix = np.zeros((p, k))
+    i = j = 0
+    for block in blocks:
+        matrix[i : i + block.shape[0], j : j + block.shape[1]] = block
+        i, j = i + block.shape[0], j + block.shape[1]
+    return matrix
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_forward_and_adjoint_are_the_explicit_matrix(dtype):
+    projection = KroneckerSRHT(SHAPES, 40, seed=3)
+    matrix = explicit(projection)
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(4, projection.n_parameters)).astype(dtype)
+    u = rng.normal(size=(2, 40)).astype(dtype)
+    tolerance = 1e-12 if dtype == np.float64 else 1e-5
+    assert np.allclose(projection.forward(rows), rows @ matrix, atol=tolerance, rtol=tolerance)
+    assert np.allclose(projection.adjoint(u), u @ matrix.T, atol=tolerance, rtol=tolerance)
+    assert projection.forward(rows).dtype == dtype
+
+
+@pytest.mark.parametrize("positions", [None, 1, 4])
+def test_factors_give_what_their_outer_products_give(positions):
+    projection = KroneckerSRHT(SHAPES, 30, seed=4)
+    pairs = factors(6, positions=positions)
+    dense = projection.forward(outer_rows(pairs))
+    assert np.allclose(projection.forward_factors(pairs), dense, atol=1e-12)
+
+
+def test_adjoint_identity():
+    projection = KroneckerSRHT(((17, 33), (10, 18)), 200, seed=5)
+    rng = np.random.default_rng(2)
+    x, u = rng.normal(size=projection.n_parameters), rng.normal(size=200)
+    left, right = projection.forward(x) @ u, x @ projection.adjoint(u)
+    assert abs(left - right) <= 1e-12 * np.linalg.norm(x) * np.linalg.norm(u)
+
+
+def test_lengths_are_kept_on_average():
+    x = np.random.default_rng(3).normal(size=70)
+    ratios = []
+    for seed in range(400):
+        sketch = KroneckerSRHT(SHAPES, 30, seed=seed).forward(x)
+        ratios.append(float(sketch @ sketch) / float(x @ x))
+    assert abs(np.mean(ratios) - 1) < 4 * np.std(ratios) / np.sqrt(len(ratios))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_records_sketch_does_not_depend_on_its_company(dtype):
+    projection = KroneckerSRHT(SHAPES, 30, seed=4)
+    pairs = factors(50, dtype, positions=3)
+    threads = _core.get_num_threads()
+    try:
+        _core.set_num_threads(1)
+        whole = projection.forward_factors(pairs)
+        for count in (1, 2, 3):
+            _core.set_num_threads(count)
+            assert np.array_equal(projection.forward_factors(pairs), whole)
+            for i in (0, 7, 49):
+                alone = [(a[i : i + 1], d[i : i + 1]) for a, d in pairs]
+                assert np.array_equal(projection.forward_factors(alone)[0], whole[i])
+        pairs[0][0][9] = np.nan
+        with_nan = projection.forward_factors(pairs)
+        others = np.arange(50) != 9
+        assert np.array_equal(with_nan[others], whole[others])
+        assert np.isnan(with_nan[9]).any()
+    finally:
+        _core.set_num_threads(threads)
+
+
+def test_a_seed_means_the_same_map_everywhere():
+    projection = KroneckerSRHT(SHAPES, 12, seed=1)
+    assert projection.split == (7, 4, 1)
+    assert projection._layers[0].kept.tolist() == sorted(projection._layers[0].kept.tolist())
+    assert KroneckerSRHT(SHAPES, 12, seed=1).describe() == projection.describe()
+    assert KroneckerSRHT(SHAPES, 12, seed=2).describe() != projection.describe()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 2}, "3 layers need at least one coordinate each"),
+        ({"k": 10**6}, "have at most 161"),
+        ({"k": 10, "split": (5, 5)}, "3 numbers that add up to k = 10"),
+        ({"k": 200, "split": (199, 32, 1)}, "add up to k = 200"),
+        ({"k": 162, "split": (128, 32, 2)}, "2 coordinates to a layer of shape"),
+        ({"k": 10, "seed": -1}, "seed is -1"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    k, rest = arguments["k"], {n: v for n, v in arguments.items() if n != "k"}
+    with pytest.raises(ValueError, match=message):
+        KroneckerSRHT(SHAPES, k, **({"seed": 0} | rest))
+
+
+def test_bad_factors():
+    projection = KroneckerSRHT(SHAPES, 30, seed=4)
+    with pytest.raises(ValueError, match="factors are for 2 layers, not 3"):
+        projection.forward_factors(factors(2)[:2])
+    swapped = [(d, a) for a, d in factors(2)]
+    with pytest.raises(ValueError, match=r"needs \(m, 9\) and \(m, 5\)"):
+        projection.forward_factors(swapped)

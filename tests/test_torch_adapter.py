@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch", reason="the extra qexp[torch] is not instal
 from torch import nn  # noqa: E402
 
 import qexp  # noqa: E402
+from qexp.bits import insecure_test_generator  # noqa: E402
+from qexp.finetune import Schedule, fine_tune  # noqa: E402
 from qexp.models import mlp  # noqa: E402
 from qexp.models.torch import TorchModel  # noqa: E402
 
@@ -649,6 +651,61 @@ def test_randomness_at_evaluation_is_refused():
 
     with pytest.raises(RuntimeError, match="random"):
         TorchModel(Noisy()).gradient_blocks(np.zeros((4, 6)), np.zeros(4, int))
+
+
+def test_a_module_that_remembers_records_is_refused():
+    class Remembering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 3)
+            self.register_buffer("mean", torch.zeros(6))
+
+        def forward(self, x):
+            self.mean.mul_(0.9).add_(0.1 * x.mean(dim=0))
+            return self.linear(x - self.mean)
+
+    module = Remembering()
+    with pytest.raises(ValueError, match=r"buffers \['mean'\]"):
+        TorchModel(module).gradient_blocks(np.zeros((4, 6)), np.zeros(4, int))
+    assert torch.equal(module.mean, torch.zeros(6))
+
+
+def test_fine_tunes_in_rounds():
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(3000, 1, 6, 6)), rng.integers(0, 3, 3000)
+    X[np.arange(3000), 0, y, y] += 3
+    module = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(64, 3)
+    )
+    model = TorchModel(module, block_size=256)
+    schedule = Schedule(
+        rounds=3, clipping_norm=1.0, step_size=1.0, damping=0.1, refresh_curvature=True
+    )
+
+    def tuned(X):
+        return fine_tune(
+            model,
+            X,
+            y,
+            schedule=schedule,
+            curvature=lambda at: at.curvature(public, damping=schedule.damping),
+            target_epsilon=8.0,
+            target_delta=1e-5,
+            rng=insecure_test_generator(1),
+        )
+
+    public = rng.normal(size=(300, 1, 6, 6))
+    result = tuned(X)
+    assert result.stopped_because == "finished"
+    assert result.model.score(X, y) > model.score(X, y) + 0.2
+    module.load_state_dict(model.state_dict(result.release.weights))
+    with torch.no_grad():
+        predicted = module.eval()(as_tensor(X, torch.float32)).argmax(dim=1).numpy()
+    assert np.mean(predicted == result.model.predict(X)) > 0.999
+    X[17] = np.nan
+    with_null = tuned(X)
+    assert not np.array_equal(with_null.release.weights, result.release.weights)
 
 
 def test_bad_arguments_are_named():

@@ -493,12 +493,20 @@ class TorchModel:
             if layer.is_tapped
         ]
         probe = records.probe()
+        before = dict(self._module.named_buffers())
+        buffers = {name: buffer.clone() for name, buffer in before.items()}
         try:
             with torch.no_grad():
-                functional_call(self._module, self._tensors, tuple(probe))
+                functional_call(self._module, {**buffers, **self._tensors}, tuple(probe))
         finally:
             for handle in handles:
                 handle.remove()
+        changed = [name for name in before if not torch.equal(before[name], buffers[name])]
+        if changed:
+            raise ValueError(
+                f"the module changes its buffers {changed} when it is called in evaluation mode, "
+                "so that records would reach each other through them; make them constant"
+            )
         tapped = _Plan(dict(sorted(calls.items())))
         if tapped.taps:
             # A weight that is also used outside its layer's own call has a gradient that the tap
@@ -508,7 +516,8 @@ class TorchModel:
             for index in list(tapped.taps):
                 rows, expected = _rows_of(by_taps[index]), directly[index]
                 scale = float(expected.abs().max())
-                if float((rows - expected).abs().max()) > _PROBE_TOLERANCE * scale:
+                agree = float((rows - expected).abs().max()) <= _PROBE_TOLERANCE * scale
+                if not agree:
                     del tapped.taps[index]
         return tapped
 

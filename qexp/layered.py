@@ -5,6 +5,14 @@ the derivative in the layer's sums and its input (with a trailing 1 for the bias
 A ⊗ B keeps that form: whitened factors are δ̃ = L_B⁻¹ δ and ã = L_A⁻¹ a, and the gradient itself is
 never formed. (Martens and Grosse, "Optimizing neural networks with Kronecker-factored approximate
 curvature", ICML 2015.)
+
+A layer's factors for m records come as a pair (inputs, deltas) in one of three forms:
+
+- (m, in + 1) and (m, out): a record's gradient is δ ⊗ a;
+- (m, T, in + 1) and (m, T, out): it is Σ_t δ_t ⊗ a_t over T positions, as in a convolution;
+- (m, out·(in + 1)) and (m, 1): it is the row itself, where a layer has no factors.
+
+Public deltas may have r rows a record, one after another: m·r in place of m.
 """
 
 from __future__ import annotations
@@ -64,7 +72,7 @@ class LayerCurvature(ABC):
 
     @abstractmethod
     def add(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> None:
-        """Accumulate public factors: inputs (m, in + 1), deltas (m·r, out), r rows a record."""
+        """Accumulate public factors of m records, with r rows of deltas a record."""
 
     @abstractmethod
     def finish(self, n_records: int) -> None:
@@ -75,7 +83,7 @@ class LayerCurvature(ABC):
         """Whiten dense gradients (m, out·(in + 1))."""
 
     def whiten_factors(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> WhitenedFactors:
-        """Whiten the gradients δ_i ⊗ a_i into factors (left, right)."""
+        """Whiten the gradients of m records into factors (left, right)."""
         rows = self.whiten(_outer_rows(inputs, deltas))
         return np.ones((len(rows), 1)), rows
 
@@ -99,7 +107,20 @@ class KroneckerLayer(LayerCurvature):
         self._delta_gram = new_gram(shape[0])
 
     def add(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> None:
-        _core.gram_accumulate(self._input_gram, np.ascontiguousarray(inputs), 1.0)
+        (out, inp), weight = self.shape, 1.0
+        if (inputs.shape[-1], deltas.shape[-1]) != (inp, out):
+            raise ValueError(
+                f"a Kronecker layer of shape {self.shape} needs factors of {inp} inputs and {out} "
+                f"derivatives; got {inputs.shape[-1]} and {deltas.shape[-1]}. Where a layer has "
+                "no factors, use 'diagonal' or 'identity' for it"
+            )
+        if inputs.ndim == 3:
+            # Positions taken as independent of each other: E[Σ_t a aᵀ]/T and E[Σ_t δ δᵀ] (Grosse
+            # and Martens, "A Kronecker-factored approximate Fisher matrix for convolution layers",
+            # ICML 2016).
+            weight = 1.0 / inputs.shape[1]
+            inputs, deltas = inputs.reshape(-1, inp), deltas.reshape(-1, out)
+        _core.gram_accumulate(self._input_gram, np.ascontiguousarray(inputs), weight)
         _core.gram_accumulate(self._delta_gram, np.ascontiguousarray(deltas), 1.0)
 
     def finish(self, n_records: int) -> None:
@@ -135,6 +156,8 @@ class KroneckerLayer(LayerCurvature):
         return np.ascontiguousarray(whole.reshape(m, inp, out).transpose(0, 2, 1)).reshape(m, -1)
 
     def whiten_factors(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> WhitenedFactors:
+        if inputs.ndim == 3 or inputs.shape[1] != self.shape[1]:
+            return super().whiten_factors(inputs, deltas)
         left, right = np.empty(deltas.shape), np.empty(inputs.shape)
         self._whiten_b.multiply(np.ascontiguousarray(deltas), left)
         self._whiten_a.multiply(np.ascontiguousarray(inputs), right)
@@ -192,9 +215,13 @@ class DiagonalLayer(LayerCurvature):
 
     def add(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> None:
         rows_per_record = len(deltas) // max(len(inputs), 1)
+        if inputs.ndim == 3:
+            inputs = _outer_rows(inputs, deltas)
+            deltas, rows_per_record = np.ones((len(inputs), 1)), 1
         squares = deltas.astype(np.float64) ** 2
         per_record = squares.reshape(len(inputs), rows_per_record, -1).sum(axis=1)
-        self._squares += per_record.T @ inputs.astype(np.float64) ** 2
+        total = per_record.T @ inputs.astype(np.float64) ** 2
+        self._squares += total.reshape(self.shape)
 
     def finish(self, n_records: int) -> None:
         diagonal = self._squares.ravel() / n_records
@@ -235,6 +262,8 @@ class IdentityLayer(LayerCurvature):
         return np.ascontiguousarray(rows, dtype=np.float64)
 
     def whiten_factors(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> WhitenedFactors:
+        if inputs.ndim == 3:
+            return super().whiten_factors(inputs, deltas)
         return self.whiten(deltas), self.whiten(inputs)
 
     def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -350,7 +379,7 @@ class LayeredCurvature:
         Parameters
         ----------
         blocks : iterable
-            Each a list of pairs (inputs (m, in + 1), deltas (m·r, out)), one a layer.
+            Each a list of pairs (inputs, deltas), one a layer, in a form of the module's docstring.
         layer_shapes : sequence of (out, in + 1)
         n_records : int
             Number of public records.
@@ -418,7 +447,8 @@ class LayeredCurvature:
 
         Parameters
         ----------
-        factors : sequence of (inputs (m, in + 1), deltas (m, out))
+        factors : sequence of (inputs, deltas)
+            One pair a layer, in a form of the module's docstring.
 
         Returns
         -------
@@ -483,9 +513,13 @@ def _kept(inverse_factor: NDArray[np.float64], damping: float) -> float:
 
 
 def _outer_rows(inputs: NDArray[Any], deltas: NDArray[Any]) -> NDArray[Any]:
-    """Form the gradients δ_r ⊗ a as rows, r rows a record."""
+    """Form the gradients as rows, r rows a record."""
     rows_per_record = len(deltas) // max(len(inputs), 1)
     with np.errstate(all="ignore"):
+        if inputs.ndim == 3:
+            per_record = deltas.reshape(len(inputs), rows_per_record, *deltas.shape[1:])
+            sums: NDArray[Any] = np.matmul(per_record.swapaxes(2, 3), inputs[:, None])
+            return sums.reshape(len(deltas), -1)
         products: NDArray[Any] = (
             deltas.reshape(len(inputs), rows_per_record, -1, 1) * inputs[:, None, None, :]
         )
@@ -496,7 +530,7 @@ def _slices(layer: LayerCurvature, inputs: NDArray[Any], deltas: NDArray[Any]) -
     """Cut a block so that rows which a dense layer forms stay near 8 MiB."""
     rows_per_record = len(deltas) // max(len(inputs), 1)
     step = len(inputs)
-    if isinstance(layer, DenseLayer):
+    if isinstance(layer, DenseLayer) or (isinstance(layer, DiagonalLayer) and inputs.ndim == 3):
         step = max(1, _BLOCK_BYTES // (8 * layer.n_parameters * max(rows_per_record, 1)))
     for start in range(0, len(inputs), max(step, 1)):
         stop = min(start + step, len(inputs))

@@ -9,6 +9,7 @@ value in a row raises or warns.
 import hashlib
 import math
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Protocol, SupportsIndex, TypeVar, runtime_checkable
 
@@ -95,7 +96,7 @@ class Projection(Protocol):
         ...
 
 
-class _Projection:
+class _Projection(ABC):
     """Sizes, argument checks and the 1-D case; a subclass supplies the two maps of blocks."""
 
     kind: str
@@ -146,11 +147,13 @@ class _Projection:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(p={self._n_parameters}, k={self._n_components})"
 
+    @abstractmethod
     def _forward(self, rows: NDArray[Real], out: NDArray[Real]) -> None:
-        raise NotImplementedError
+        """Write Pᵀ g for every row g."""
 
+    @abstractmethod
     def _adjoint(self, u: NDArray[Real], out: NDArray[Real]) -> None:
-        raise NotImplementedError
+        """Write P u for every row u."""
 
 
 class SRHT(_Projection):

@@ -1,9 +1,10 @@
 """Fine-tune the full weight space under a budget, with settings planned on public records.
 
-    python -m experiments.full_space mnist_to_usps --epsilon 1 --seeds 5 [--rounds 1] [--grid]
+    python -m experiments.full_space mnist_to_usps --epsilon 1 4 --seeds 5 [--rounds 1] [--grid]
 
 prints one JSON line a budget. ``--grid`` adds the real accuracy of every candidate that the
-planner looked at: to judge the planner by, never to choose from.
+planner looked at: to judge the planner by, never to choose from. On a machine shared with others,
+set OPENBLAS_NUM_THREADS=1: products here are small, and threads that wait for each other are slow.
 """
 
 from __future__ import annotations

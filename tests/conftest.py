@@ -2,6 +2,9 @@ import os
 
 import pytest
 
+# Child processes of the tests import the installed package, too, not the folder they start in.
+os.environ["PYTHONSAFEPATH"] = "1"
+
 
 @pytest.fixture(autouse=True)
 def _data_sets(request: pytest.FixtureRequest) -> None:

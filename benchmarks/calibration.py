@@ -5,7 +5,6 @@ import math
 from scipy import optimize, special
 
 
-
 class Tightness:
     """Over ε and δ, with the lattice's rounding included."""
 
@@ -43,5 +42,3 @@ def exact_mu(epsilon, delta):
         return log_first + math.log(-math.expm1(log_second - log_first)) - math.log(delta)
 
     return optimize.brentq(excess, 1e-3, 50.0, xtol=1e-300, rtol=1e-14)
-
-

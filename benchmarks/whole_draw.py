@@ -1,5 +1,6 @@
 """A whole private draw: from images and a perceptron to private weights."""
 
+import itertools
 import statistics
 
 import numpy as np
@@ -18,7 +19,7 @@ def layered_draw(sizes, n, k, *, public=4096, batch=256):
     except ImportError as error:
         raise NotImplementedError("this version of qexp has no models") from error
     common.need("KroneckerSRHT", "DenseCurvature", "sample_private_weights", module=qexp)
-    p = sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False))
+    p = sum((a + 1) * b for a, b in itertools.pairwise(sizes))
     rng = np.random.default_rng(0)
     weights = rng.standard_normal(p, dtype=np.float32) / 32
     model = MultilayerPerceptron(sizes, weights)

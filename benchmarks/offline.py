@@ -25,6 +25,11 @@ OPTIONAL = {"jquery.flot.orderBars.js"}
 _REMOTE = re.compile(
     r'<(script|link)\b[^>]*?\b(?:src|href)="https://[^"]*/([^"/]+)"[^>]*>(</script>)?'
 )
+_LEGEND = """<style>
+.legend rect.background { fill: #fff; fill-opacity: .85; }
+.legend text { fill: #333; font-size: 12px; }
+</style>
+"""
 
 
 def localise(html: Path, scripts: Path = DEBIAN) -> list[str]:
@@ -56,7 +61,14 @@ def localise(html: Path, scripts: Path = DEBIAN) -> list[str]:
             return f'<link rel="stylesheet" href="local/{match[2]}">'
         return f'<script src="local/{match[2]}" onerror="js_load_failure()"></script>'
 
-    (html / "index.html").write_text(_REMOTE.sub(local, page), encoding="utf-8")
+    page = _REMOTE.sub(local, page)
+    flot = found.get("jquery.flot.min.js")
+    if flot is not None and b"legendLayer" in flot.read_bytes():
+        # Flot 3 and later, unlike the one asv asks for: it labels axes by itself, and its legend
+        # is a drawing whose colours a style sheet gives.
+        page = re.sub(r"<script[^>]*jquery\.flot\.axislabels\.js[^>]*></script>", "", page)
+        page = page.replace("</head>", _LEGEND + "</head>", 1)
+    (html / "index.html").write_text(page, encoding="utf-8")
     return sorted(name for name, path in found.items() if path is not None)
 
 

@@ -172,7 +172,7 @@ def bench_fwht_threads() -> None:
 # ------------------------------------------------------------------------------ projections
 
 
-def bench_srht(n: int = 256, log2: int = 17, k: int = 2048) -> None:
+def bench_srht(n: int = 256, log2: int = 17, k: int = 2048, rounds: int = 5) -> None:
     p = 2**log2
     rows = common.random((n, p), "float32")
     projection = qexp.SRHT(p, k, seed=0)
@@ -195,7 +195,13 @@ def bench_srht(n: int = 256, log2: int = 17, k: int = 2048) -> None:
         ),
         "signs, our FWHT of all, gather": transform_and_gather,
     }
-    beside(f"SRHT {n} × 2^{log2} → {k} float32", lambda: projection.forward(rows), peers, rounds=5)
+    what = f"SRHT {n} × 2^{log2} → {k} float32"
+    beside(what, lambda: projection.forward(rows), peers, rounds=rounds)
+
+
+def bench_srht_large() -> None:
+    """Take 6 GiB and two minutes."""
+    bench_srht(4096, rounds=3)
 
 
 def bench_sklearn(n: int = 256, log2: int = 14, k: int = 1024) -> None:

@@ -37,8 +37,11 @@ def measured(common: Any) -> list[tuple[str, str, str, list[int], list[float]]]:
         calls = {str(size): make(size) for size in sizes}
         seconds = common.interleaved(calls, rounds=rounds)
         medians = [float(np.median(seconds[str(size)])) for size in sizes]
-        curves.append((panel, what, slope, sizes, medians))
-        print(f"{what:<52} against {panel}: slope {fitted(sizes, medians):.2f}, expected {slope}")
+        # Against the number of weights rather than the width.
+        xs = [(width + 1) * (width + 10) for width in sizes] if panel == "width" else sizes
+        panel = "p" if panel == "width" else panel
+        curves.append((panel, what, slope, xs, medians))
+        print(f"{what:<52} against {panel}: slope {fitted(xs, medians):.2f}, expected {slope}")
 
     def draw_of_n(n: int) -> Callable[[], object]:
         return whole_draw.layered_draw((784, 128, 10), n, 512)
@@ -66,13 +69,8 @@ def measured(common: Any) -> list[tuple[str, str, str, list[int], list[float]]]:
     curve("n", "whole draw, p = 101,770, k = 512", "1", draw_of_n, [2**i for i in range(9, 17)])
     curve("p", "SRHT of 8 rows, k = 1,024", "1, with a logarithm", srht,
           [2**i for i in range(11, 23)])  # fmt: skip
-    widths = [128, 256, 512, 1024, 2048]
-    curve("width", "whole draw, n = 1,024, k = 256", "1 in p", draw_of_width, widths, 3)
-    # Against the number of weights rather than the width.
-    _, what, slope, _, seconds = curves.pop()
-    sizes = [(width + 1) * (width + 10) for width in widths]
-    curves.append(("p", what, slope, sizes, seconds))
-    print(f"{what:<52} against p: slope {fitted(sizes, seconds):.2f}, expected {slope}")
+    widths = [128, 256, 512, 1024, 2048, 4096]
+    curve("width", "whole draw, n = 1,024, k = 256", "1", draw_of_width, widths, 3)
     curve("k", "whole draw, n = 2,048, p = 101,770", "2", draw_of_k,
           [128, 256, 512, 1024, 2048, 4096], 3)  # fmt: skip
     curve("k", "Cholesky factor", "3", cholesky, [128, 256, 512, 1024, 2048, 4096], 3)
@@ -90,6 +88,7 @@ def draw(curves: list[tuple[str, str, str, list[int], list[float]]], path: Path)
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     panels = ["n", "p", "k"]
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
@@ -106,6 +105,7 @@ def draw(curves: list[tuple[str, str, str, list[int], list[float]]], path: Path)
         axis.legend(fontsize=7.5, loc="upper left")
         low, high = axis.get_ylim()
         axis.set_ylim(low, high * 12)
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
 

@@ -27,7 +27,7 @@ _REMOTE = re.compile(
 )
 _LEGEND = """<style>
 .legend rect.background { fill: #fff; fill-opacity: .85; }
-.legend text { fill: #333; font-size: 12px; }
+.legend text { fill: #333; }
 </style>
 """
 

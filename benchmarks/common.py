@@ -161,9 +161,12 @@ class Stream:
         self._each(lambda part: np.copyto(self.other[part], self.array[part]))
 
     def read(self) -> None:
-        """xᵀx: read once."""
-        # The BLAS pool has `threads` threads already; with slices that would be their square.
-        blas.ddot(self.array, self.array)
+        """xᵀx: read once, or a sum by several threads."""
+        if self._pool is None:
+            blas.ddot(self.array, self.array)
+        else:
+            # Not on BLAS' threads, which a busy neighbour makes wait for each other.
+            self._each(lambda part: np.add.reduce(self.array[part]))
 
     def limit(self, kind: str) -> dict[str, tuple[Callable[[], object], float]]:
         """Give the pass and its bytes in the form of :func:`fraction`."""

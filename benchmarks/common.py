@@ -161,12 +161,12 @@ class Stream:
         self._each(lambda part: np.copyto(self.other[part], self.array[part]))
 
     def read(self) -> None:
-        """xᵀx: read once, or a sum by several threads."""
+        """xᵀx, or the largest entry by several threads: read once."""
         if self._pool is None:
             blas.ddot(self.array, self.array)
         else:
             # Not on BLAS' threads, which a busy neighbour makes wait for each other.
-            self._each(lambda part: np.add.reduce(self.array[part]))
+            self._each(lambda part: np.maximum.reduce(self.array[part]))
 
     def limit(self, kind: str) -> dict[str, tuple[Callable[[], object], float]]:
         """Give the pass and its bytes in the form of :func:`fraction`."""

@@ -180,6 +180,12 @@ def test_offline_names_what_is_missing(tmp_path):
         _module("offline").localise(tmp_path, tmp_path / "empty")
 
 
+def test_growth_fits_the_slope_of_large_sizes():
+    sizes = [2**i for i in range(10)]
+    assert _module("growth").fitted(sizes, [1e-9 * (size + 20) ** 2 for size in sizes]) < 2
+    assert _module("growth").fitted(sizes, [size**1.5 for size in sizes]) == pytest.approx(1.5)
+
+
 # --------------------------------------------------------------------------------- dashboard
 
 

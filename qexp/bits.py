@@ -20,6 +20,8 @@ __all__ = ["BitGenerator", "insecure_test_generator", "secure_generator"]
 
 # The block counter of ChaCha20 has 32 bits: 256 GiB under one key. Well before that comes the next.
 _WORDS_PER_KEY: Final = 2**30
+# What the keystream is added to, kept for calls of usual size.
+_ZEROS: Final = bytes(8 * 2**14)
 
 
 class BitGenerator:
@@ -65,7 +67,9 @@ class BitGenerator:
                 secrets.token_bytes(32) if self.secure else hashlib.sha256(self._key).digest()
             )
         self._words_left -= count
-        stream = self._keystream.update(bytes(8 * count))
+        size = 8 * count
+        zeros = memoryview(_ZEROS)[:size] if size <= len(_ZEROS) else bytes(size)
+        stream = self._keystream.update(zeros)
         return np.frombuffer(stream, dtype="<u8").astype(np.uint64, copy=False)
 
     def spawn(self, index: int) -> BitGenerator:

@@ -19,6 +19,7 @@ from qexp._factor import (
     new_gram,
     whitener,
 )
+from qexp.kronecker_srht import KroneckerSRHT
 from qexp.projections import Projection
 
 __all__ = ["Curvature", "DenseCurvature", "IdentityCurvature", "NotPositiveDefiniteError"]
@@ -234,9 +235,12 @@ class DenseCurvature:
         DenseCurvature
         """
         source = model.curvature_blocks(X, labels=labels, seed=seed)
-        blocks = source.blocks()
-        if projection is not None:
-            blocks = (projection.forward(rows) for rows in blocks)
+        if projection is None:
+            blocks = source.blocks()
+        elif isinstance(projection, KroneckerSRHT) and source.rows_per_record == 1:
+            blocks = (projection.forward_factors(factors) for factors in source.factor_blocks())
+        else:
+            blocks = (projection.forward(rows) for rows in source.blocks())
         return cls.from_rows(blocks, n_records=source.n_records, damping=damping)
 
     @classmethod

@@ -41,7 +41,8 @@ _MOST_BOUND_BITS: Final = 51
 _LEAST_CLIPPING_NORM: Final = 1e-100
 # A draw takes 17.6 words on average. A first guess only: missing words are fetched.
 _WORDS_PER_DRAW: Final = 18
-_MOST_WORDS_AT_ONCE: Final = 2**18
+# Words that stay in cache until they are used.
+_MOST_WORDS_AT_ONCE: Final = 2**14
 
 
 @dataclass(frozen=True, kw_only=True)

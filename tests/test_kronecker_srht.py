@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 from scipy.linalg import hadamard
 
-from qexp import _core
+from qexp import DenseCurvature, IdentityCurvature, _core, sample_private_weights
+from qexp.bits import insecure_test_generator
 from qexp.kronecker_srht import KroneckerSRHT, _unpacked
+from qexp.models import mlp
 
 SHAPES = ((5, 9), (3, 8), (1, 1))
 
@@ -129,6 +131,44 @@ def test_bad_arguments(arguments, message):
     k, rest = arguments["k"], {n: v for n, v in arguments.items() if n != "k"}
     with pytest.raises(ValueError, match=message):
         KroneckerSRHT(SHAPES, k, **({"seed": 0} | rest))
+
+
+@pytest.mark.parametrize("labels", ["sampled", "expected"])
+def test_a_models_curvature_is_that_of_its_projected_rows(labels):
+    model = mlp((6, 5, 3), dtype=np.float64, seed=1)
+    X = np.random.default_rng(2).normal(size=(50, 6))
+    projection = KroneckerSRHT(model.layer_shapes, 20, seed=3)
+    curvature = DenseCurvature.from_model(
+        model, X, projection=projection, damping=0.1, labels=labels
+    )
+    rows = np.concatenate([r.copy() for r in model.curvature_blocks(X, labels=labels).blocks()])
+    expected = DenseCurvature.from_rows([projection.forward(rows)], n_records=50, damping=0.1)
+    y = np.random.default_rng(4).normal(size=20)
+    assert np.allclose(curvature.unwhiten(y), expected.unwhiten(y), rtol=1e-9)
+
+
+def test_a_draw_by_factors_is_the_draw_by_rows():
+    model = mlp((6, 5, 3), dtype=np.float64, seed=1)
+    rng = np.random.default_rng(5)
+    X, y = rng.normal(size=(40, 6)), rng.integers(0, 3, 40)
+    projection = KroneckerSRHT(model.layer_shapes, 20, seed=3)
+    source = model.gradient_blocks(X, y)
+    rows = np.concatenate([r.copy() for r in source.blocks()])
+    by_factors, by_rows = (
+        sample_private_weights(
+            model.weights,
+            records,
+            curvature=IdentityCurvature(20),
+            projection=projection,
+            target_epsilon=1.0,
+            target_delta=1e-5,
+            clipping_norm=1.0,
+            rng=insecure_test_generator(6),
+        ).weights
+        for records in (source, rows)
+    )
+    # Rounding may move a record's integers by a unit of 2⁻³².
+    assert np.allclose(by_factors, by_rows, rtol=0, atol=1e-8)
 
 
 def test_bad_factors():

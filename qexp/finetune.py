@@ -28,6 +28,8 @@ from qexp.mechanism import (
     _bit_generator,
     _check_dimensions,
     _sensitivity_factor,
+    draw_figures,
+    norm,
     private_step,
 )
 from qexp.privacy import (
@@ -503,14 +505,7 @@ class _Job:
             "rounds_done": state.rounds_done,
             "stopped_because": stopped_because,
             "rounds": [dict(numbers) for numbers in state.history],
-            "lattices": [
-                {
-                    "bits": lattice.bits,
-                    "bound": lattice.bound,
-                    "units_per_norm": lattice.units_per_norm,
-                }
-                for lattice in lattices
-            ],
+            "lattices": [lattice.describe() for lattice in lattices],
             "job_id": state.job_id,
             "generator": self.bits.name,
             "weights": _checks.array_digest(theta),
@@ -566,7 +561,7 @@ class _Job:
     def _shrunk_step(self, noisy: NoisySum) -> NDArray[Any]:
         layers = getattr(self.curvature, "layer_slices", None)
         blocks = layers() if self.shrinkage == "last" and layers is not None else None
-        values, _ = james_stein(noisy.values, _sigma(noisy.lattice), blocks=blocks)
+        values, _ = james_stein(noisy.values, noisy.lattice.noise_std, blocks=blocks)
         u = self.curvature.unwhiten(values) * (-self.schedule.step_size / self.n_records)
         return self.projection.adjoint(u)
 
@@ -592,17 +587,13 @@ class _Job:
             ) from error
 
     def _numbers(self, t: int, noisy: NoisySum, step: NDArray[Any]) -> dict[str, Any]:
-        k, n, eta = self.curvature.n_components, self.n_records, self.schedule.step_size
-        sigma = _sigma(noisy.lattice)
         return {
             "round": t,
             "rounds": self.schedule.rounds,
             "mu": noisy.mu,
             "mu_so_far": compose_mu(lattice.mu for lattice in self.lattices[:t]),
-            "noise_to_signal": sigma * math.sqrt(k) / _norm(noisy.values),
-            "expected_utility_loss": eta * sigma**2 * k / (2 * n),
-            "expected_mean_loss": (eta * sigma / n) ** 2 * self.curvature.effective_dimension / 2,
-            "step_norm": _norm(step),
+            **draw_figures(noisy, self.curvature, self.schedule.step_size),
+            "step_norm": norm(step),
         }
 
     def _model(self, state: FineTuneState) -> TunableModel:
@@ -632,16 +623,6 @@ class _Job:
 
     def _label(self, t: int) -> str:
         return f"fine_tune job {self.state.job_id}, round {t} of {self.schedule.rounds}"
-
-
-def _sigma(lattice: Lattice) -> float:
-    """Give the noise's standard deviation in whitened units, c/μ."""
-    return math.ldexp(1.0, lattice.bits) / lattice.units_per_norm
-
-
-def _norm(x: NDArray[Any]) -> float:
-    # Not numpy.linalg.norm: it wakes the threads of BLAS, for longer than the sum takes.
-    return math.sqrt(float(np.square(x).sum()))
 
 
 def _is_function(curvature: Any) -> bool:

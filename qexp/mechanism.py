@@ -29,7 +29,7 @@ from qexp.projections import Identity, Projection
 from qexp.records import RecordSource, as_record_source
 from qexp.release import PrivateRelease
 
-__all__ = ["private_step", "sample_private_weights"]
+__all__ = ["draw_figures", "norm", "private_step", "sample_private_weights"]
 
 # One record's clipped gradient moves by c when it is nulled, by up to 2c when it is exchanged.
 _SENSITIVITY_FACTOR: Final = {"replace_special": 1, "replace_one": 2}
@@ -135,18 +135,13 @@ def sample_private_weights(
     )
     theta = (theta_0 + step).astype(theta_0.dtype, copy=False)
 
-    k = curvature.n_components
-    sigma = math.ldexp(1.0, lattice.bits) / lattice.units_per_norm  # c/μ of the boundary
-    spread = eta * sigma / n  # s; products below, since ** raises where they give infinity
     public: dict[str, Any] = {
         "epsilon": float(target_epsilon),
         "delta": float(target_delta),
         "mu": factor * noisy.mu,
         "neighboring_relation": neighboring_relation,
-        "noise_multiplier": sigma / c,
-        "noise_to_signal": sigma * math.sqrt(k) / float(np.linalg.norm(noisy.values)),
-        "expected_utility_loss": eta * sigma**2 * k / (2 * n),
-        "expected_mean_loss": spread * spread * curvature.effective_dimension / 2,
+        "noise_multiplier": lattice.noise_std / c,
+        **draw_figures(noisy, curvature, eta),
         "n_records": n,
         "generator_is_secure": noisy.generator_is_secure,
     }
@@ -162,11 +157,7 @@ def sample_private_weights(
             "clipping_norm": c,
             "step_size": eta,
         },
-        "lattice": {
-            "bits": lattice.bits,
-            "bound": lattice.bound,
-            "units_per_norm": lattice.units_per_norm,
-        },
+        "lattice": lattice.describe(),
         "generator": noisy.generator,
         "weights": _checks.array_digest(theta),
         "software": _config.software(),
@@ -212,6 +203,23 @@ def private_step(
             reservation.commit()
     u = curvature.unwhiten(noisy.values) * (-step_size / source.n_records)
     return projection.adjoint(u), noisy
+
+
+def draw_figures(noisy: NoisySum, curvature: Curvature, step_size: float) -> dict[str, float]:
+    """Give what a draw's release says of its noise; :class:`PrivateRelease` explains the names."""
+    k, n, sigma = curvature.n_components, noisy.n_records, noisy.lattice.noise_std
+    # s. Products below, since ** raises where they give infinity, and the draw is paid for.
+    spread = step_size * sigma / n
+    return {
+        "noise_to_signal": sigma * math.sqrt(k) / norm(noisy.values),
+        "expected_utility_loss": step_size * sigma * sigma * k / (2 * n),
+        "expected_mean_loss": spread * spread * curvature.effective_dimension / 2,
+    }
+
+
+def norm(x: NDArray[Any]) -> float:
+    """Give ‖x‖. Not by numpy.linalg: it wakes the threads of BLAS for longer than the sum takes."""
+    return math.sqrt(float(np.square(x).sum()))
 
 
 def _whitened_blocks(

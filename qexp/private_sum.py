@@ -71,6 +71,15 @@ class Lattice:
         """The claim: B/2ᵇ, which a double holds exactly."""
         return math.ldexp(self.bound, -self.bits)
 
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise in whitened units, 2ᵇ/q."""
+        return math.ldexp(1.0, self.bits) / self.units_per_norm
+
+    def describe(self) -> dict[str, float]:
+        """Describe the lattice for certificates."""
+        return {"bits": self.bits, "bound": self.bound, "units_per_norm": self.units_per_norm}
+
 
 def lattice_for(mu: float, clipping_norm: float, n_records: int) -> Lattice:
     """Choose the lattice of a noisy sum.

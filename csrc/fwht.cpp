@@ -11,15 +11,15 @@ constexpr auto in_place = [](std::size_t, std::size_t, auto*) {};
 template <class T>
 void fwht_one_row(T* x, std::size_t n) {
   const Split s = split<T>(n);
-  parallel_for(s.rows, 1, [&](std::size_t begin, std::size_t end) {
+  parallel_for_balanced(s.rows, 1, [&](std::size_t begin, std::size_t end) {
     Panel<T> panel;
     for (std::size_t i = begin; i < end; ++i) {
       transform(x + i * s.stride, s.stride, i * s.stride, panel, in_place);
     }
   });
-  parallel_for(s.stride / s.width, 1, [&](std::size_t begin, std::size_t end) {
+  parallel_for_balanced(s.panels(), 1, [&](std::size_t begin, std::size_t end) {
     Panel<T> panel;
-    for (std::size_t i = begin; i < end; ++i) columns_in_place(x, s, i * s.width, panel);
+    for (std::size_t i = begin; i < end; ++i) columns_in_place(x, s, i, panel);
   });
 }
 
@@ -36,7 +36,7 @@ void fwht(T* data, std::size_t rows, std::size_t n, std::ptrdiff_t row_stride) {
     for (std::size_t i = 0; i < rows; ++i) fwht_one_row(row(i), n);
     return;
   }
-  parallel_for(rows, grain_bytes / (n * sizeof(T)), [&](std::size_t begin, std::size_t end) {
+  parallel_for_balanced(rows, grain_bytes / (n * sizeof(T)), [&](std::size_t begin, std::size_t end) {
     Panel<T> panel;
     for (std::size_t i = begin; i < end; ++i) transform(row(i), n, 0, panel, in_place);
   });

@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <iterator>
 #include <memory>
 #include <new>
 
@@ -71,6 +72,8 @@ struct Split {
   std::size_t rows;
   std::size_t stride;
   std::size_t width;
+
+  std::size_t panels() const { return stride / width; }
 };
 
 // Sizes in bytes, measured: half a second-level cache for sub-transforms; panels that fit the first
@@ -115,10 +118,37 @@ struct Panel {
   alignas(alignment) T values[131072 / sizeof(T)];
 };
 
+// How many numbers stand before the first one at a cache line's start. A whole register that
+// straddles two lines costs two accesses, and arrays from elsewhere often stand askew.
 template <class T>
-void columns_in_place(T* x, const Split& s, std::size_t column, Panel<T>& panel) {
-  QEXP_DISPATCH(fwht_columns<T>)
-  (x + column, s.stride, x + column, s.stride, s.rows, s.rows, s.width, panel.values);
+std::size_t askew(const T* x) {
+  const auto past = reinterpret_cast<std::uintptr_t>(x) % alignment;
+  return past % sizeof(T) == 0 ? (alignment - past) % alignment / sizeof(T) : 0;
+}
+
+// Panel `index` of the columns. Panels begin at cache lines; the last one also does the columns
+// before the first line and after the last, which a copy puts beside each other.
+template <class T>
+void columns_in_place(T* x, const Split& s, std::size_t index, Panel<T>& panel) {
+  const auto kernel = QEXP_DISPATCH(fwht_columns<T>);
+  const std::size_t before = askew(x);
+  T* const from = x + before + index * s.width;
+  if (before == 0 || index + 1 < s.panels()) {
+    return kernel(from, s.stride, from, s.stride, s.rows, s.rows, s.width, panel.values);
+  }
+  constexpr std::size_t line = alignment / sizeof(T);
+  const std::size_t whole = s.width - line, after = line - before;
+  kernel(from, s.stride, from, s.stride, s.rows, s.rows, whole, panel.values);
+  T* const edge = panel.values + std::size(panel.values) / 2;
+  for (std::size_t i = 0; i < s.rows; ++i) {
+    std::copy_n(x + i * s.stride, before, edge + i * line);
+    std::copy_n(from + whole + i * s.stride, after, edge + i * line + before);
+  }
+  kernel(edge, line, edge, line, s.rows, s.rows, line, panel.values);
+  for (std::size_t i = 0; i < s.rows; ++i) {
+    std::copy_n(edge + i * line, before, x + i * s.stride);
+    std::copy_n(edge + i * line + before, after, from + whole + i * s.stride);
+  }
 }
 
 // Transforms the n numbers at x, which are numbers `offset` and on of their row. fill(offset,
@@ -134,7 +164,7 @@ void transform(T* x, std::size_t n, std::size_t offset, Panel<T>& panel, const F
   for (std::size_t i = 0; i < s.rows; ++i) {
     transform(x + i * s.stride, s.stride, offset + i * s.stride, panel, fill);
   }
-  for (std::size_t c = 0; c < s.stride; c += s.width) columns_in_place(x, s, c, panel);
+  for (std::size_t i = 0; i < s.panels(); ++i) columns_in_place(x, s, i, panel);
 }
 
 }  // namespace fwht_parts

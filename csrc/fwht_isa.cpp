@@ -47,16 +47,16 @@ QEXP_INLINE void butterflies(Register<T> (&r)[N]) {
 
 // Whole transforms of N registers, one after another.
 template <class T, std::size_t N>
-void base(T* x, std::size_t n) {
+void base(const T* x, T* target, std::size_t n) {
   constexpr std::size_t width = Vec<T>::width;
-  for (T* end = x + n; x != end; x += N * width) {
+  for (const T* end = x + n; x != end; x += N * width, target += N * width) {
     Register<T> r[N];
 #pragma GCC unroll 16
     for (std::size_t i = 0; i < N; ++i) r[i] = Vec<T>::load(x + i * width);
     butterflies_in_lanes<T, 1>(r);
     butterflies<T, 1>(r);
 #pragma GCC unroll 16
-    for (std::size_t i = 0; i < N; ++i) Vec<T>::store(x + i * width, r[i]);
+    for (std::size_t i = 0; i < N; ++i) Vec<T>::store(target + i * width, r[i]);
   }
 }
 
@@ -105,34 +105,40 @@ void textbook(T* x, std::size_t n) {
   }
 }
 
-// The stages from stride h on, in place.
+// The stages from stride h < n on, of which the last one moves x to the target.
 template <class T>
-void upper_stages(T* x, std::size_t n, std::size_t h) {
-  while (h < n) {
+void upper_stages(T* x, T* target, std::size_t n, std::size_t h) {
+  for (;;) {
     const std::size_t rest = n / h;
-    const std::size_t digit = rest <= most_registers ? rest : 8;
+    if (rest <= most_registers) return radix(rest, x, h, target, h, h);
+    constexpr std::size_t digit = 8;
     for (std::size_t i = 0; i < n; i += digit * h) radix(digit, x + i, h, x + i, h, h);
     h *= digit;
   }
 }
 
+// Registers that straddle two cache lines cost two accesses. Numbers that stand so are moved to
+// `panel` by the first stage and back by the last, and straddle nothing in between.
 template <class T>
 void leaf(T* x, std::size_t n) {
   constexpr std::size_t width = Vec<T>::width;
   if (n < width) return textbook(x, n);
   switch (n / width) {
     case 1:
-      return base<T, 1>(x, n);
+      return base<T, 1>(x, x, n);
     case 2:
-      return base<T, 2>(x, n);
+      return base<T, 2>(x, x, n);
     case 4:
-      return base<T, 4>(x, n);
+      return base<T, 4>(x, x, n);
     case 8:
-      return base<T, 8>(x, n);
-    default:
-      base<T, most_registers>(x, n);
-      return upper_stages(x, n, most_registers * width);
+      return base<T, 8>(x, x, n);
   }
+  constexpr std::size_t whole = most_registers * width;
+  if (n == whole) return base<T, most_registers>(x, x, n);
+  alignas(64) T panel[32768 / sizeof(T)];  // leaf_size of fwht.hpp
+  T* const between = reinterpret_cast<std::uintptr_t>(x) % (width * sizeof(T)) == 0 ? x : panel;
+  base<T, most_registers>(x, between, n);
+  upper_stages(between, x, n, whole);
 }
 
 template <class T>

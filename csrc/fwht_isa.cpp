@@ -45,14 +45,20 @@ QEXP_INLINE void butterflies(Register<T> (&r)[N]) {
   }
 }
 
-// Whole transforms of N registers, one after another.
-template <class T, std::size_t N>
+// Whole transforms of N registers, one after another. Where the numbers straddle cache lines, the
+// compiler is kept from reading them twice, which it prefers to holding them.
+template <class T, std::size_t N, bool Straddling = false>
 void base(const T* x, T* target, std::size_t n) {
   constexpr std::size_t width = Vec<T>::width;
   for (const T* end = x + n; x != end; x += N * width, target += N * width) {
     Register<T> r[N];
 #pragma GCC unroll 16
-    for (std::size_t i = 0; i < N; ++i) r[i] = Vec<T>::load(x + i * width);
+    for (std::size_t i = 0; i < N; ++i) {
+      r[i] = Vec<T>::load(x + i * width);
+#ifdef __AVX512F__
+      if constexpr (Straddling) asm("" : "+v"(r[i]));
+#endif
+    }
     butterflies_in_lanes<T, 1>(r);
     butterflies<T, 1>(r);
 #pragma GCC unroll 16
@@ -136,31 +142,12 @@ void leaf(T* x, std::size_t n) {
   constexpr std::size_t whole = most_registers * width;
   if (n == whole) return base<T, most_registers>(x, x, n);
   alignas(64) T panel[32768 / sizeof(T)];  // leaf_size of fwht.hpp
-  T* const between = reinterpret_cast<std::uintptr_t>(x) % (width * sizeof(T)) == 0 ? x : panel;
-  base<T, most_registers>(x, between, n);
-  upper_stages(between, x, n, whole);
-}
-
-template <class T>
-void columns(const T* source, std::size_t source_stride, T* target, std::size_t target_stride,
-             std::size_t rows, std::size_t live, std::size_t width, T* panel) {
-  constexpr std::size_t digit = 8;  // columns_digit of fwht.hpp
-  if (rows <= digit) return radix(rows, source, source_stride, target, target_stride, width);
-  for (std::size_t i = 0; i < live; i += digit) {
-    radix<T, digit>(source + i * source_stride, source_stride, panel + i * width, width, width);
+  if (reinterpret_cast<std::uintptr_t>(x) % (width * sizeof(T)) == 0) {
+    base<T, most_registers>(x, x, n);
+    return upper_stages(x, x, n, whole);
   }
-  for (std::size_t i = live * width; i < rows * width; ++i) panel[i] = T(0);
-  std::size_t h = digit;
-  while (rows / h > digit) {
-    for (std::size_t i = 0; i < rows; i += digit * h) {
-      radix<T, digit>(panel + i * width, h * width, panel + i * width, h * width, h * width);
-    }
-    h *= digit;
-  }
-  for (std::size_t i = 0; i < h; ++i) {
-    radix(rows / h, panel + i * width, h * width, target + i * target_stride, h * target_stride,
-          width);
-  }
+  base<T, most_registers, true>(x, panel, n);
+  upper_stages(panel, x, n, whole);
 }
 
 template <class T>
@@ -218,8 +205,8 @@ void fwht_leaf(T* x, std::size_t n) {
 
 template <class T>
 void fwht_columns(const T* source, std::size_t source_stride, T* target, std::size_t target_stride,
-                  std::size_t rows, std::size_t live, std::size_t width, T* panel) {
-  columns(source, source_stride, target, target_stride, rows, live, width, panel);
+                  std::size_t rows, std::size_t width) {
+  radix(rows, source, source_stride, target, target_stride, width);
 }
 
 template <class T>
@@ -228,10 +215,9 @@ void signed_scale(const T* source, const std::uint64_t* signs, std::size_t first
   scaled(source, signs, first, count, scale, target);
 }
 
-#define QEXP_INSTANTIATE_FWHT(T)                                                               \
-  template void fwht_leaf(T*, std::size_t);                                                    \
-  template void fwht_columns(const T*, std::size_t, T*, std::size_t, std::size_t, std::size_t, \
-                             std::size_t, T*);                                                 \
+#define QEXP_INSTANTIATE_FWHT(T)                                                                \
+  template void fwht_leaf(T*, std::size_t);                                                     \
+  template void fwht_columns(const T*, std::size_t, T*, std::size_t, std::size_t, std::size_t); \
   template void signed_scale(const T*, const std::uint64_t*, std::size_t, std::size_t, T, T*);
 QEXP_INSTANTIATE_FWHT(float)
 QEXP_INSTANTIATE_FWHT(double)

@@ -19,8 +19,8 @@ namespace qexp {
 int num_threads() noexcept;
 void set_num_threads(int count) noexcept;
 
-// Calls call(context, i), which must not throw, once for every i in [0, parts), on this thread and on
-// up to parts - 1 others.
+// Calls call(context, i), which must not throw, once for every i in [0, parts), on this thread and
+// on up to parts - 1 others.
 void run_on_threads(std::size_t parts, void (*call)(const void* context, std::size_t i),
                     const void* context);
 

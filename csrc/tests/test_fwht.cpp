@@ -90,8 +90,7 @@ TEST_CASE_TEMPLATE("where an array stands changes no bits", T, float, double) {
         CAPTURE(offset);
         CAPTURE(threads);
         CHECK(std::memcmp(room.data() + offset, expected.data(), n * sizeof(T)) == 0);
-        CHECK(std::count(room.begin(), room.end(), T(7)) >=
-              static_cast<std::ptrdiff_t>(2 * line));
+        CHECK(std::count(room.begin(), room.end(), T(7)) >= static_cast<std::ptrdiff_t>(2 * line));
       }
     }
   }

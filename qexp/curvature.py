@@ -6,7 +6,7 @@ boundary, s = L⁻¹ g, and unwhitens what comes out, u = L⁻ᵀ y. It is made 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,6 +20,7 @@ from qexp._factor import (
     whitener,
 )
 from qexp.kronecker_srht import KroneckerSRHT
+from qexp.models.sources import CurvatureSource
 from qexp.projections import Projection
 
 __all__ = ["Curvature", "DenseCurvature", "IdentityCurvature", "NotPositiveDefiniteError"]
@@ -126,9 +127,14 @@ class DenseCurvature:
 
     @classmethod
     def from_rows(
-        cls, blocks: Iterable[NDArray[Any]], *, n_records: int, damping: float
+        cls,
+        blocks: Iterable[NDArray[Any]],
+        *,
+        n_records: int,
+        damping: float,
+        weights: Iterable[NDArray[Any]] | None = None,
     ) -> DenseCurvature:
-        """Accumulate H = Σ r rᵀ / n_records over the rows r of all blocks.
+        """Accumulate H = Σ w r rᵀ / n_records over the rows r of all blocks.
 
         Parameters
         ----------
@@ -139,6 +145,9 @@ class DenseCurvature:
             Number of public records that the rows come from (a record may give several rows).
         damping : float
             λ ≥ 0, in the units of H.
+        weights : iterable of arrays, each of shape (m,), optional
+            One array a block: public weights w ≥ 0 of its rows, for example the second derivatives
+            of the loss of a generalised linear model. Default: 1.
 
         Returns
         -------
@@ -147,13 +156,14 @@ class DenseCurvature:
         Raises
         ------
         ValueError
-            If there are no rows, their lengths differ, or they hold a NaN or an infinity.
+            If there are no rows, their lengths differ, they hold a NaN or an infinity, or the
+            weights do not match the rows or are negative.
         NotPositiveDefiniteError
             If H + λI is not positive definite.
         """
         n_records = _checks.count(n_records, "n_records")
         h: NDArray[np.float64] | None = None
-        for block in blocks:
+        for block, row_weights in _with_weights(blocks, weights):
             rows = np.ascontiguousarray(_checks.real_array(block, "a block of curvature rows", 2))
             if h is None:
                 h = new_gram(rows.shape[1])
@@ -162,7 +172,7 @@ class DenseCurvature:
                     f"a block of curvature rows has {rows.shape[1]} columns, the first one had "
                     f"{len(h)}; all need the same number"
                 )
-            _core.gram_accumulate(h, rows, 1.0 / n_records)
+            _core.gram_accumulate(h, rows, 1.0 / n_records, row_weights=row_weights)
         if h is None or len(h) == 0:
             raise ValueError("blocks are empty; a curvature needs at least one row")
         return cls._from_lower_triangle(h, damping)
@@ -226,15 +236,27 @@ class DenseCurvature:
             λ ≥ 0, in the units of H.
         labels : {"sampled", "expected"}
             "sampled": one row a record, its label drawn from the model (Monte-Carlo Fisher).
-            "expected": one row a class, weighted (generalised Gauss-Newton, exactly).
+            "expected": one row a class, weighted (generalised Gauss-Newton, exactly). For a
+            softmax regression without projection the rows, K times as long as the features, are
+            never formed: see the notes.
         seed : int
             Of the drawn labels; public.
 
         Returns
         -------
         DenseCurvature
+
+        Notes
+        -----
+        The expected curvature of a softmax regression with class probabilities π is a K × K array
+        of d × d blocks, Σ Λ_ab x xᵀ / n with Λ = diag(π) - π πᵀ. The K (K - 1) / 2 blocks with
+        a > b are accumulated, each a Gram matrix of x with weights π_a π_b; as the rows of Λ add up
+        to zero, they make up the blocks with a = b. That is 2 K² / (K - 1) times less work than the
+        Gram matrix of K rows a record.
         """
         source = model.curvature_blocks(X, labels=labels, seed=seed)
+        if projection is None and _is_softmax_regression(source):
+            return cls._from_lower_triangle(_softmax_curvature(source), damping)
         if projection is None:
             blocks = source.blocks()
         elif isinstance(projection, KroneckerSRHT) and source.rows_per_record == 1:
@@ -289,3 +311,49 @@ class DenseCurvature:
             "effective_dimension": self._effective_dimension,
             "digest": _checks.array_digest(self._inverse_factor),
         }
+
+
+def _with_weights(
+    blocks: Iterable[NDArray[Any]], weights: Iterable[NDArray[Any]] | None
+) -> Iterator[tuple[NDArray[Any], NDArray[np.float64] | None]]:
+    if weights is None:
+        for block in blocks:
+            yield block, None
+        return
+    for block, of_block in zip(blocks, weights, strict=True):
+        checked = _checks.finite_array(of_block, "the weights of a block of curvature rows", 1)
+        yield block, np.ascontiguousarray(checked, dtype=np.float64)
+
+
+def _is_softmax_regression(source: Any) -> bool:
+    """Whether the rows are every class's gradients of one softmax layer."""
+    return (
+        isinstance(source, CurvatureSource)
+        and source.rows_per_record > 1
+        and len(source.layer_shapes) == 1
+    )
+
+
+def _softmax_curvature(source: CurvatureSource) -> NDArray[np.float64]:
+    """Give the lower triangle of the expected curvature of a softmax layer."""
+    ((n_classes, d),) = source.layer_shapes
+    h = new_gram(n_classes * d)
+
+    def block(a: int, b: int) -> NDArray[np.float64]:
+        return h[a * d : (a + 1) * d, b * d : (b + 1) * d]
+
+    pairs = [(a, b) for a in range(n_classes) for b in range(a)]
+    for ((inputs, deltas),) in source.factor_blocks():
+        # Λ of each record, from its K rows; what follows needs -Λ_ab = π_a π_b ≥ 0.
+        rows = deltas.reshape(len(inputs), source.rows_per_record, n_classes).astype(np.float64)
+        products = np.maximum(-(rows.transpose(0, 2, 1) @ rows), 0.0)
+        for a, b in pairs:
+            weights = np.ascontiguousarray(products[:, a, b])
+            _core.gram_accumulate(block(a, b), inputs, 1.0 / source.n_records, row_weights=weights)
+    for a, b in pairs:
+        gram = block(a, b)
+        gram += np.tril(gram, -1).T
+        block(a, a)[...] += gram
+        block(b, b)[...] += gram
+        np.negative(gram, out=gram)
+    return h

@@ -88,10 +88,12 @@ def srht_adjoint(
 
 # --------------------------------------------------------------------- bind_kron_sketch.cpp
 
-def outer_entries(
+def kron_sketch(
     left: NDArray[_Real],
-    right: NDArray[_Real],
+    left_signs: NDArray[np.uint64],
     left_indices: NDArray[np.int64],
+    right: NDArray[_Real],
+    right_signs: NDArray[np.uint64],
     right_indices: NDArray[np.int64],
     scale: float,
     out: NDArray[_Real],

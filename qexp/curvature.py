@@ -260,7 +260,7 @@ class DenseCurvature:
         if projection is None:
             blocks = source.blocks()
         elif isinstance(projection, KroneckerSRHT) and source.rows_per_record == 1:
-            blocks = (projection.forward_factors(factors) for factors in source.factor_blocks())
+            blocks = _sketches(projection, source)
         else:
             blocks = (projection.forward(rows) for rows in source.blocks())
         return cls.from_rows(blocks, n_records=source.n_records, damping=damping)
@@ -311,6 +311,15 @@ class DenseCurvature:
             "effective_dimension": self._effective_dimension,
             "digest": _checks.array_digest(self._inverse_factor),
         }
+
+
+def _sketches(projection: KroneckerSRHT, source: Any) -> Iterator[NDArray[Any]]:
+    """Project blocks of factors into one buffer: a block lasts until the next one is asked for."""
+    buffer: NDArray[Any] | None = None
+    for factors in source.factor_blocks():
+        if buffer is None or len(factors[0][0]) > len(buffer):
+            buffer = np.empty((len(factors[0][0]), projection.n_components), source.dtype)
+        yield projection.forward_factors(factors, out=buffer)
 
 
 def _with_weights(

@@ -146,6 +146,49 @@ def _compare(*arguments):
     )
 
 
+@pytest.mark.parametrize("script", ["peers/run.py", "growth.py", "compare.py", "offline.py"])
+def test_scripts_tell_how_to_use_them(script):
+    result = subprocess.run(
+        [sys.executable, str(FOLDER / script), "--help"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "usage:" in result.stdout
+
+
+def test_asv_accepts_every_suite(tmp_path):
+    """What asv makes of the suites in the environment at hand, and one of them measured."""
+    if importlib.util.find_spec("asv") is None:
+        pytest.skip("asv is not installed (`pip install qexp[bench]`)")
+    config = json.loads((ROOT / "asv.conf.json").read_text())
+    config |= {name: str(tmp_path / name) for name in ("env_dir", "results_dir", "html_dir")}
+    config |= {"repo": str(tmp_path), "benchmark_dir": str(FOLDER)}
+    path = tmp_path / "asv.conf.json"
+    path.write_text(json.dumps(config))
+    environment = os.environ | {"HOME": str(tmp_path)}
+
+    def run(command, *arguments):
+        result = subprocess.run(
+            [sys.executable, "-m", "asv", command, "--config", str(path), *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout + result.stderr
+
+    if shutil.which("git") is None:
+        pytest.skip("asv needs git, which is not installed")
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    run("machine", "--yes", "--machine", "test")
+    here = f"existing:{sys.executable}"
+    run("check", "--verbose", "-E", here)
+    output = run("run", "-E", here, "--quick", "--machine", "test", "--bench",
+                 r"gram.Accumulate.time_kernel\(512")  # fmt: skip
+    assert "Accumulate.time_kernel" in output
+    assert "failed" not in output
+
+
 def test_compare_prints_bands(tmp_path):
     table = tmp_path / "ratios.json"
     result = _compare(

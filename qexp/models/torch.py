@@ -318,8 +318,8 @@ class TorchModel:
             raise ValueError("y goes with labels='given', and only with it")
         if labels != "given" and self._loss != "cross_entropy":
             raise ValueError(
-                "labels can be sampled or expected with the loss 'cross_entropy' only; pass labels='given' "
-                "and public targets y"
+                "labels can be sampled or expected with the loss 'cross_entropy' only; pass "
+                "labels='given' and public targets y"
             )
         records = _Records(X, self._dtype, self._block_size)
         if y is None:

@@ -46,7 +46,8 @@ QEXP_INLINE void butterflies(Register<T> (&r)[N]) {
 }
 
 // Whole transforms of N registers, one after another. Where the numbers straddle cache lines, the
-// compiler is kept from reading them twice, which it prefers to holding them.
+// compiler is kept from reading them twice, which it prefers to holding them, and what comes next
+// is asked for: processors foresee less of such a stream.
 template <class T, std::size_t N, bool Straddling = false>
 void base(const T* x, T* target, std::size_t n) {
   constexpr std::size_t width = Vec<T>::width;
@@ -56,7 +57,10 @@ void base(const T* x, T* target, std::size_t n) {
     for (std::size_t i = 0; i < N; ++i) {
       r[i] = Vec<T>::load(x + i * width);
 #ifdef __AVX512F__
-      if constexpr (Straddling) asm("" : "+v"(r[i]));
+      if constexpr (Straddling) {
+        asm("" : "+v"(r[i]));
+        __builtin_prefetch(reinterpret_cast<const char*>(x + i * width) + 8192);
+      }
 #endif
     }
     butterflies_in_lanes<T, 1>(r);

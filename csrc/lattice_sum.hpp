@@ -47,11 +47,10 @@ struct OuterProducts {
 void lattice_sum_outer(std::span<const OuterProducts> layers, std::size_t m,
                        const LatticeScale& scale, std::uint64_t* total);
 
-// One record's z into z[0..k), as above.
-QEXP_DECLARE_PER_ISA(void lattice_vector(const double* row, std::size_t k,
-                                         const LatticeScale& scale, std::int64_t* z))
-// total += z, modulo 2^64.
-QEXP_DECLARE_PER_ISA(void lattice_add(const std::int64_t* z, std::size_t k, std::uint64_t* total))
+// The dense sum, by one thread.
+QEXP_DECLARE_PER_ISA(void lattice_add_rows(const double* rows, std::size_t m, std::size_t k,
+                                           std::size_t row_stride, const LatticeScale& scale,
+                                           std::uint64_t* total))
 
 // Outer products are summed in tiles of `outer_rows` x `outer_columns` entries, which stay in
 // registers while the records pass by.

@@ -1,5 +1,5 @@
-// Plain loops for the compiler to vectorise: every step is either exact in integers, elementwise,
-// or summed in sixteen fixed lanes, so all instruction sets give the same bits.
+// Every step is either exact in integers, elementwise, or summed in sixteen fixed lanes, so all
+// instruction sets give the same bits.
 #include "lattice_sum.hpp"
 #include "masks.hpp"
 #include "simd.hpp"
@@ -7,76 +7,63 @@
 namespace qexp::QEXP_ISA {
 namespace {
 
-constexpr std::size_t lanes = 16;
-
-double sum_in_lanes(const double* row, std::size_t k) {
-  double partial[lanes] = {};
-  std::size_t j = 0;
-  for (; j + lanes <= k; j += lanes) {
-    for (std::size_t i = 0; i < lanes; ++i) partial[i] += row[j + i] * row[j + i];
-  }
-  for (std::size_t i = 0; j + i < k; ++i) partial[i] += row[j + i] * row[j + i];
-  for (std::size_t half = lanes / 2; half > 0; half /= 2) {
-    for (std::size_t i = 0; i < half; ++i) partial[i] += partial[i + half];
-  }
-  return partial[0];
-}
-
-// Squares of integers below 2^52 by halves of 26 bits, so that products fit 52 bits and 2^11 of
-// them a 64-bit sum.
-constexpr std::size_t exact_chunk = 2048;
-constexpr std::uint64_t half_mask = (std::uint64_t{1} << 26) - 1;
-
-// Rounds one chunk towards zero, leaving 0 where |t| <= bound does not hold (so also for a NaN) and
-// counting such entries; adds the exact squares to `squares`.
-std::uint64_t quantise_chunk(const double* row, std::size_t count, double factor, double bound,
-                             std::int64_t* z, unsigned __int128& squares) {
-  std::uint64_t high = 0, cross = 0, low = 0, outside = 0;
-  for (std::size_t j = 0; j < count; ++j) {
-    const double t = row[j] * factor;
-    const bool inside = __builtin_fabs(t) <= bound;
-    z[j] = static_cast<std::int64_t>(choose(inside, t, 0.0));
-    outside += static_cast<std::uint64_t>(!inside);
-  }
-  for (std::size_t j = 0; j < count; ++j) {
-    const std::uint64_t a = static_cast<std::uint64_t>(z[j] < 0 ? -z[j] : z[j]);
-    const std::uint64_t a_high = a >> 26, a_low = a & half_mask;
-    high += a_high * a_high;
-    cross += a_high * a_low;
-    low += a_low * a_low;
-  }
-  squares += (static_cast<unsigned __int128>(high) << 52) +
-             (static_cast<unsigned __int128>(cross) << 27) + low;
-  return outside;
-}
-
-// Registers of integers for the outer products. Values are at most 2^51 in magnitude.
+// Registers of integers. truncated(x) is right for |x| <= 2^52 and anything otherwise.
 #if defined(__AVX512DQ__)
 struct Integers {
   using Register = __m512i;
   static constexpr std::size_t width = 8;
   QEXP_INLINE Register zero() { return _mm512_setzero_si512(); }
+  QEXP_INLINE Register broadcast(std::uint64_t s) {
+    return _mm512_set1_epi64(static_cast<long long>(s));
+  }
   QEXP_INLINE Register truncated(__m512d x) { return _mm512_cvttpd_epi64(x); }
   QEXP_INLINE Register add(Register a, Register b) { return _mm512_add_epi64(a, b); }
+  QEXP_INLINE Register both(Register a, Register b) { return _mm512_and_si512(a, b); }
+  QEXP_INLINE Register square(Register a) { return _mm512_mullo_epi64(a, a); }
+  QEXP_INLINE Register load(const std::uint64_t* p) { return _mm512_loadu_si512(p); }
   QEXP_INLINE void store(std::uint64_t* p, Register v) { _mm512_storeu_si512(p, v); }
 };
+// max(|a|, |b|), of numbers.
+QEXP_INLINE __m512d larger_magnitude(__m512d a, __m512d b) {
+  return _mm512_maskz_range_pd(0xFF, a, b, 0xB);
+}
 #elif defined(__AVX2__)
 struct Integers {
   using Register = __m256i;
   static constexpr std::size_t width = 4;
   QEXP_INLINE Register zero() { return _mm256_setzero_si256(); }
-  // There is no such conversion here. Adding 1.5 * 2^52 leaves an integer in the low bits.
+  QEXP_INLINE Register broadcast(std::uint64_t s) {
+    return _mm256_set1_epi64x(static_cast<long long>(s));
+  }
+  // There is no such conversion here. Adding 2^52 leaves the magnitude's integer in the low bits.
   QEXP_INLINE Register truncated(__m256d x) {
-    const __m256d shift = _mm256_set1_pd(6755399441055744.0);
-    const __m256d whole = _mm256_round_pd(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
-    return _mm256_sub_epi64(_mm256_castpd_si256(_mm256_add_pd(whole, shift)),
-                            _mm256_castpd_si256(shift));
+    const __m256d shift = _mm256_set1_pd(4503599627370496.0);
+    const __m256d sign = _mm256_set1_pd(-0.0);
+    const __m256d whole =
+        _mm256_round_pd(_mm256_andnot_pd(sign, x), _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+    const __m256i magnitude = _mm256_sub_epi64(_mm256_castpd_si256(_mm256_add_pd(whole, shift)),
+                                               _mm256_castpd_si256(shift));
+    const __m256i negative = _mm256_cmpgt_epi64(_mm256_setzero_si256(), _mm256_castpd_si256(x));
+    return _mm256_sub_epi64(_mm256_xor_si256(magnitude, negative), negative);
   }
   QEXP_INLINE Register add(Register a, Register b) { return _mm256_add_epi64(a, b); }
+  QEXP_INLINE Register both(Register a, Register b) { return _mm256_and_si256(a, b); }
+  // (2^32 h + l)^2 = 2^33 h l + l^2 modulo 2^64.
+  QEXP_INLINE Register square(Register a) {
+    const __m256i cross = _mm256_mul_epu32(a, _mm256_srli_epi64(a, 32));
+    return _mm256_add_epi64(_mm256_mul_epu32(a, a), _mm256_slli_epi64(cross, 33));
+  }
+  QEXP_INLINE Register load(const std::uint64_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
   QEXP_INLINE void store(std::uint64_t* p, Register v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
   }
 };
+QEXP_INLINE __m256d larger_magnitude(__m256d a, __m256d b) {
+  const __m256d sign = _mm256_set1_pd(-0.0);
+  return _mm256_max_pd(_mm256_andnot_pd(sign, a), _mm256_andnot_pd(sign, b));
+}
 #else
 struct Integers {
   static constexpr std::size_t width = Vec<double>::width;
@@ -84,12 +71,19 @@ struct Integers {
     std::uint64_t lane[width];
   };
   QEXP_INLINE Register zero() { return {}; }
+  QEXP_INLINE Register broadcast(std::uint64_t s) {
+    Register r;
+    for (std::size_t i = 0; i < width; ++i) r.lane[i] = s;
+    return r;
+  }
   QEXP_INLINE Register truncated(Vec<double>::Register x) {
     double value[width];
     Vec<double>::store(value, x);
     Register r;
     for (std::size_t i = 0; i < width; ++i) {
-      r.lane[i] = static_cast<std::uint64_t>(static_cast<std::int64_t>(value[i]));
+      // The language leaves other conversions undefined.
+      const double safe = choose(__builtin_fabs(value[i]) <= 4503599627370496.0, value[i], 0.0);
+      r.lane[i] = static_cast<std::uint64_t>(static_cast<std::int64_t>(safe));
     }
     return r;
   }
@@ -97,12 +91,131 @@ struct Integers {
     for (std::size_t i = 0; i < width; ++i) a.lane[i] += b.lane[i];
     return a;
   }
+  QEXP_INLINE Register both(Register a, Register b) {
+    for (std::size_t i = 0; i < width; ++i) a.lane[i] &= b.lane[i];
+    return a;
+  }
+  QEXP_INLINE Register square(Register a) {
+    for (std::size_t i = 0; i < width; ++i) a.lane[i] *= a.lane[i];
+    return a;
+  }
+  QEXP_INLINE Register load(const std::uint64_t* p) {
+    Register r;
+    for (std::size_t i = 0; i < width; ++i) r.lane[i] = p[i];
+    return r;
+  }
   QEXP_INLINE void store(std::uint64_t* p, Register v) {
     for (std::size_t i = 0; i < width; ++i) p[i] = v.lane[i];
   }
 };
+QEXP_INLINE Vec<double>::Register larger_magnitude(Vec<double>::Register a,
+                                                   Vec<double>::Register b) {
+  double x[Integers::width], y[Integers::width];
+  Vec<double>::store(x, a);
+  Vec<double>::store(y, b);
+  for (std::size_t i = 0; i < Integers::width; ++i) {
+    const double p = __builtin_fabs(x[i]), q = __builtin_fabs(y[i]);
+    x[i] = choose(p > q, p, q);
+  }
+  return Vec<double>::load(x);
+}
 #endif
 static_assert(Integers::width == Vec<double>::width);
+
+using Real = Vec<double>;
+
+template <std::size_t n>
+double sum_of(Real::Register (&part)[n]) {
+  double lane[n * Real::width];
+  for (std::size_t i = 0; i < n; ++i) Real::store(lane + i * Real::width, part[i]);
+  for (std::size_t half = n * Real::width / 2; half > 0; half /= 2) {
+    for (std::size_t i = 0; i < half; ++i) lane[i] += lane[i + half];
+  }
+  return lane[0];
+}
+
+// Calls step(from) for every full piece of x, and once more for what is left, padded with zeros.
+template <std::size_t piece, class Step>
+QEXP_INLINE void in_pieces(const double* x, std::size_t n, Step step) {
+  std::size_t j = 0;
+  for (; j + piece <= n; j += piece) step(x + j);
+  if (j < n) {
+    double padded[piece] = {};
+    for (std::size_t i = 0; j + i < n; ++i) padded[i] = x[j + i];
+    step(padded);
+  }
+}
+
+double sum_in_lanes(const double* x, std::size_t n) {
+  constexpr std::size_t lanes = 16, parts = lanes / Real::width;
+  Real::Register part[parts];
+  for (auto& p : part) p = Real::broadcast(0.0);
+  in_pieces<lanes>(x, n, [&](const double* from) __attribute__((always_inline)) {
+    for (std::size_t i = 0; i < parts; ++i) {
+      const Real::Register v = Real::load(from + i * Real::width);
+      part[i] = Real::add(part[i], Real::mul(v, v));
+    }
+  });
+  return sum_of(part);
+}
+
+// What a record's integers z = trunc(t) amount to, for t = factor row.
+struct Size {
+  unsigned __int128 squares = 0;  // ||z||^2, unless outside
+  std::uint64_t outside = 0;  // not 0 where some |t| <= bound does not hold, or surely ||z|| > B
+};
+
+// ||z||^2 exactly, from two sums: one in integers modulo 2^64, and one in floating point that is
+// off by less than 2^62 and thus tells the multiple of 2^64 to add. With u = 2^-53, for one chunk:
+//   - where the floating-point sum S of t^2 is above 2^105 or a NaN, ||z|| exceeds any bound (of at
+//     most 2^52), and nothing needs to be exact;
+//   - otherwise S is off from the true sum of t^2 by at most 2^105 (chunk / parts + 8) u < 2^61.1,
+//   - which is off from ||z||^2 by at most the sum of 2 |t|, at most 2 sqrt(2^105 chunk) < 2^59.1.
+constexpr std::size_t chunk = 2048, parts = 4, piece = parts * Integers::width;
+constexpr double largest_sum = 0x1p105;
+constexpr std::size_t line = 8;  // doubles in a cache line
+
+QEXP_INLINE void add_chunk(const double* row, std::size_t count, double factor, double bound,
+                           const double* next_row, Size& size) {
+  const Real::Register scale = Real::broadcast(factor);
+  Real::Register largest[parts], real[parts];
+  Integers::Register modular[parts];
+  for (std::size_t i = 0; i < parts; ++i) {
+    largest[i] = real[i] = Real::broadcast(0.0);
+    modular[i] = Integers::zero();
+  }
+  in_pieces<piece>(row, count, [&](const double* from) __attribute__((always_inline)) {
+    for (std::size_t i = 0; i < piece; i += line) __builtin_prefetch(next_row + i, 0, 2);
+    next_row += piece;
+    for (std::size_t i = 0; i < parts; ++i) {
+      const Real::Register t = Real::mul(Real::load(from + i * Integers::width), scale);
+      largest[i] = larger_magnitude(t, largest[i]);
+      real[i] = Real::fma(t, t, real[i]);
+      modular[i] = Integers::add(modular[i], Integers::square(Integers::truncated(t)));
+    }
+  });
+  for (std::size_t i = 1; i < parts; ++i) {
+    largest[0] = larger_magnitude(largest[0], largest[i]);
+    modular[0] = Integers::add(modular[0], modular[i]);
+  }
+  double magnitude[Integers::width];
+  std::uint64_t low[Integers::width];
+  Real::store(magnitude, largest[0]);
+  Integers::store(low, modular[0]);
+  std::uint64_t outside = 0;
+  for (std::size_t i = 0; i < Integers::width; ++i) {
+    outside |= static_cast<std::uint64_t>(!(magnitude[i] <= bound));
+    low[0] += i > 0 ? low[i] : 0;
+  }
+  const double sum = sum_of(real);
+  const bool bounded = sum <= largest_sum;
+  // By halves, since an unsigned conversion may take a jump.
+  const double rest = 2.0 * static_cast<double>(static_cast<std::int64_t>(low[0] >> 1));
+  const double multiple = choose(bounded, (sum - rest) * 0x1p-64, 0.0) + 0.5;
+  size.squares +=
+      (static_cast<unsigned __int128>(static_cast<std::int64_t>(multiple)) << 64) + low[0];
+  size.outside |= outside | static_cast<std::uint64_t>(!bounded);
+}
 
 }  // namespace
 
@@ -117,7 +230,6 @@ void scale_or_null(const double* from, std::size_t n, double factor, bool keep, 
 void lattice_outer_tile(const double* left, std::size_t left_stride, const double* right,
                         std::size_t right_stride, std::size_t m, std::size_t rows,
                         std::size_t columns, std::uint64_t* total, std::size_t total_stride) {
-  using Real = Vec<double>;
   // A strip of four registers by four rows at a time: sixteen sums and four factors fit the
   // register file.
   constexpr std::size_t strip = 4;
@@ -147,26 +259,40 @@ void lattice_outer_tile(const double* left, std::size_t left_stride, const doubl
   }
 }
 
-void lattice_vector(const double* row, std::size_t k, const LatticeScale& scale, std::int64_t* z) {
-  // A norm that overflows makes the factor 0, a NaN makes it NaN: the record is then null.
-  const double norm = __builtin_sqrt(sum_in_lanes(row, k));
-  const double ratio = scale.clipping_norm * (1.0 - clipping_margin) / norm;
-  const double factor = scale.units_per_norm * choose(ratio >= 1.0, 1.0, ratio);
-  unsigned __int128 squares = 0;
-  std::uint64_t outside = 0;
-  for (std::size_t j = 0; j < k; j += exact_chunk) {
-    const std::size_t count = k - j < exact_chunk ? k - j : exact_chunk;
-    outside +=
-        quantise_chunk(row + j, count, factor, static_cast<double>(scale.bound), z + j, squares);
-  }
+void lattice_add_rows(const double* rows, std::size_t m, std::size_t k, std::size_t row_stride,
+                      const LatticeScale& scale, std::uint64_t* total) {
   const unsigned __int128 limit =
       static_cast<unsigned __int128>(scale.bound) * static_cast<unsigned __int128>(scale.bound);
-  const std::int64_t keep = -static_cast<std::int64_t>((outside == 0) & (squares <= limit));
-  for (std::size_t j = 0; j < k; ++j) z[j] &= keep;
-}
-
-void lattice_add(const std::int64_t* z, std::size_t k, std::uint64_t* total) {
-  for (std::size_t j = 0; j < k; ++j) total[j] += static_cast<std::uint64_t>(z[j]);
+  for (std::size_t i = 0; i < m; ++i) {
+    const double* row = rows + i * row_stride;
+    const double* next_row = i + 1 < m ? row + row_stride : row;
+    // A norm that overflows makes the factor 0, a NaN makes it NaN: the record is then null.
+    const double norm = __builtin_sqrt(sum_in_lanes(row, k));
+    const double ratio = scale.clipping_norm * (1.0 - clipping_margin) / norm;
+    const double factor = scale.units_per_norm * choose(ratio >= 1.0, 1.0, ratio);
+    Size size;
+    for (std::size_t j = 0; j < k; j += chunk) {
+      add_chunk(row + j, k - j < chunk ? k - j : chunk, factor, static_cast<double>(scale.bound),
+                next_row + j, size);
+    }
+    const Integers::Register keep = Integers::broadcast(
+        -static_cast<std::uint64_t>((size.outside == 0) & (size.squares <= limit)));
+    const Real::Register scaled = Real::broadcast(factor);
+    std::size_t j = 0;
+    for (; j + Integers::width <= k; j += Integers::width) {
+      const Real::Register t = Real::mul(Real::load(row + j), scaled);
+      const Integers::Register z = Integers::both(Integers::truncated(t), keep);
+      Integers::store(total + j, Integers::add(Integers::load(total + j), z));
+    }
+    if (j < k) {
+      double padded[Integers::width] = {};
+      for (std::size_t l = 0; j + l < k; ++l) padded[l] = row[j + l];
+      std::uint64_t z[Integers::width];
+      Integers::store(
+          z, Integers::both(Integers::truncated(Real::mul(Real::load(padded), scaled)), keep));
+      for (std::size_t l = 0; j + l < k; ++l) total[j + l] += z[l];
+    }
+  }
 }
 
 }  // namespace qexp::QEXP_ISA

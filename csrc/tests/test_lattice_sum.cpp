@@ -14,9 +14,9 @@ namespace {
 using Vector = std::vector<std::int64_t>;
 
 Vector lattice_vector(const std::vector<double>& row, const qexp::LatticeScale& scale) {
-  Vector z(row.size(), 99);
-  QEXP_DISPATCH(lattice_vector)(row.data(), row.size(), scale, z.data());
-  return z;
+  std::vector<std::uint64_t> z(row.size());
+  QEXP_DISPATCH(lattice_add_rows)(row.data(), 1, row.size(), row.size(), scale, z.data());
+  return {z.begin(), z.end()};
 }
 
 unsigned __int128 squared_norm(const Vector& z) {
@@ -104,10 +104,11 @@ TEST_CASE("the sum adds every record's vector, on any number of threads, and wra
 #ifdef QEXP_X86_DISPATCH
 TEST_CASE("every instruction set gives the same bits") {
   const qexp::LatticeScale scale{std::ldexp(1.0, 40), 1.0, std::int64_t{1} << 40};
-  const auto row = normals(4099, 1.0, 6);
-  Vector portable(row.size()), active(row.size());
-  qexp::baseline::lattice_vector(row.data(), row.size(), scale, portable.data());
-  QEXP_DISPATCH(lattice_vector)(row.data(), row.size(), scale, active.data());
+  const std::size_t m = 3, k = 4099;
+  const auto rows = normals(m * k, 1.0, 6);
+  std::vector<std::uint64_t> portable(k, 7), active(k, 7);
+  qexp::baseline::lattice_add_rows(rows.data(), m, k, k, scale, portable.data());
+  QEXP_DISPATCH(lattice_add_rows)(rows.data(), m, k, k, scale, active.data());
   CHECK(portable == active);
 }
 #endif

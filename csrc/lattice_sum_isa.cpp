@@ -124,39 +124,70 @@ static_assert(Integers::width == Vec<double>::width);
 
 using Real = Vec<double>;
 
-template <std::size_t n>
-double sum_of(Real::Register (&part)[n]) {
-  double lane[n * Real::width];
-  for (std::size_t i = 0; i < n; ++i) Real::store(lane + i * Real::width, part[i]);
-  for (std::size_t half = n * Real::width / 2; half > 0; half /= 2) {
-    for (std::size_t i = 0; i < half; ++i) lane[i] += lane[i + half];
+// Folds halves onto each other until one lane has everything.
+template <std::size_t distance, class Register, class Combine>
+QEXP_INLINE Register folded(Register v, Combine combine) {
+  if constexpr (distance == 0) {
+    return v;
+  } else {
+    const auto swapped = swap_lanes<distance>(__builtin_bit_cast(Real::Register, v));
+    return folded<distance / 2>(combine(v, __builtin_bit_cast(Register, swapped)), combine);
   }
+}
+template <std::size_t n, class Register, class Combine>
+QEXP_INLINE Register folded(Register (&part)[n], Combine combine) {
+  for (std::size_t half = n / 2; half > 0; half /= 2) {
+    for (std::size_t i = 0; i < half; ++i) part[i] = combine(part[i], part[i + half]);
+  }
+  return folded<Real::width / 2>(part[0], combine);
+}
+
+QEXP_INLINE double first_lane(Real::Register v) {
+  double lane[Real::width];
+  Real::store(lane, v);
   return lane[0];
 }
 
-// Calls step(from) for every full piece of x, and once more for what is left, padded with zeros.
+// Calls step(from) for every full piece of x beyond the first `head` entries, and for these and for
+// what is left at the end, padded with zeros.
 template <std::size_t piece, class Step>
-QEXP_INLINE void in_pieces(const double* x, std::size_t n, Step step) {
-  std::size_t j = 0;
+QEXP_INLINE void in_pieces(const double* x, std::size_t n, std::size_t head, Step step) {
+  const auto padded_step = [&](const double* from, std::size_t count)
+                               __attribute__((always_inline)) {
+                                 double padded[piece] = {};
+                                 for (std::size_t i = 0; i < count; ++i) padded[i] = from[i];
+                                 step(padded);
+                               };
+  if (head > 0) padded_step(x, head);
+  std::size_t j = head;
   for (; j + piece <= n; j += piece) step(x + j);
-  if (j < n) {
-    double padded[piece] = {};
-    for (std::size_t i = 0; j + i < n; ++i) padded[i] = x[j + i];
-    step(padded);
-  }
+  if (j < n) padded_step(x + j, n - j);
 }
 
-double sum_in_lanes(const double* x, std::size_t n) {
-  constexpr std::size_t lanes = 16, parts = lanes / Real::width;
+// Memory that comes next, fetched by and by while there is arithmetic to do.
+struct Ahead {
+  const double* next;
+  std::size_t step;  // doubles in a cache line, or 0 if nothing comes next
+  __attribute__((always_inline)) void fetch_line() {
+    __builtin_prefetch(next);
+    next += step;
+  }
+};
+
+constexpr std::size_t lanes = 16;
+
+double sum_in_lanes(const double* x, std::size_t n, Ahead& ahead) {
+  constexpr std::size_t parts = lanes / Real::width;
   Real::Register part[parts];
   for (auto& p : part) p = Real::broadcast(0.0);
-  in_pieces<lanes>(x, n, [&](const double* from) __attribute__((always_inline)) {
+  in_pieces<lanes>(x, n, 0, [&](const double* from) __attribute__((always_inline)) {
+    ahead.fetch_line();
     for (std::size_t i = 0; i < parts; ++i) {
       const Real::Register v = Real::load(from + i * Real::width);
       part[i] = Real::add(part[i], Real::mul(v, v));
     }
   });
-  return sum_of(part);
+  return first_lane(folded(part, Real::add));
 }
 
 // What a record's integers z = trunc(t) amount to, for t = factor row.
@@ -169,14 +200,14 @@ struct Size {
 // off by less than 2^62 and thus tells the multiple of 2^64 to add. With u = 2^-53, for one chunk:
 //   - where the floating-point sum S of t^2 is above 2^105 or a NaN, ||z|| exceeds any bound (of at
 //     most 2^52), and nothing needs to be exact;
-//   - otherwise S is off from the true sum of t^2 by at most 2^105 (chunk / parts + 8) u < 2^61.1,
-//   - which is off from ||z||^2 by at most the sum of 2 |t|, at most 2 sqrt(2^105 chunk) < 2^59.1.
+//   - otherwise S is off from the true sum of t^2 by at most 2^105 (chunk / parts + 16) u < 2^61.1,
+//   - which is off from ||z||^2 by at most the sum of 2 |t|, at most 2 sqrt(2^105 (chunk + 8)) <
+//   2^59.1.
 constexpr std::size_t chunk = 2048, parts = 4, piece = parts * Integers::width;
 constexpr double largest_sum = 0x1p105;
-constexpr std::size_t line = 8;  // doubles in a cache line
 
-QEXP_INLINE void add_chunk(const double* row, std::size_t count, double factor, double bound,
-                           const double* next_row, Size& size) {
+QEXP_INLINE void add_chunk(const double* row, std::size_t count, std::size_t head, double factor,
+                           double bound, Ahead& ahead, Size& size) {
   const Real::Register scale = Real::broadcast(factor);
   Real::Register largest[parts], real[parts];
   Integers::Register modular[parts];
@@ -184,9 +215,8 @@ QEXP_INLINE void add_chunk(const double* row, std::size_t count, double factor, 
     largest[i] = real[i] = Real::broadcast(0.0);
     modular[i] = Integers::zero();
   }
-  in_pieces<piece>(row, count, [&](const double* from) __attribute__((always_inline)) {
-    for (std::size_t i = 0; i < piece; i += line) __builtin_prefetch(next_row + i, 0, 2);
-    next_row += piece;
+  in_pieces<piece>(row, count, head, [&](const double* from) __attribute__((always_inline)) {
+    ahead.fetch_line();
     for (std::size_t i = 0; i < parts; ++i) {
       const Real::Register t = Real::mul(Real::load(from + i * Integers::width), scale);
       largest[i] = larger_magnitude(t, largest[i]);
@@ -194,33 +224,89 @@ QEXP_INLINE void add_chunk(const double* row, std::size_t count, double factor, 
       modular[i] = Integers::add(modular[i], Integers::square(Integers::truncated(t)));
     }
   });
-  for (std::size_t i = 1; i < parts; ++i) {
-    largest[0] = larger_magnitude(largest[0], largest[i]);
-    modular[0] = Integers::add(modular[0], modular[i]);
-  }
-  double magnitude[Integers::width];
+  const double top = first_lane(folded(largest, larger_magnitude));
+  const double sum = first_lane(folded(real, Real::add));
   std::uint64_t low[Integers::width];
-  Real::store(magnitude, largest[0]);
-  Integers::store(low, modular[0]);
-  std::uint64_t outside = 0;
-  for (std::size_t i = 0; i < Integers::width; ++i) {
-    outside |= static_cast<std::uint64_t>(!(magnitude[i] <= bound));
-    low[0] += i > 0 ? low[i] : 0;
-  }
-  const double sum = sum_of(real);
+  Integers::store(low, folded(modular, Integers::add));
   const bool bounded = sum <= largest_sum;
   // By halves, since an unsigned conversion may take a jump.
   const double rest = 2.0 * static_cast<double>(static_cast<std::int64_t>(low[0] >> 1));
   const double multiple = choose(bounded, (sum - rest) * 0x1p-64, 0.0) + 0.5;
   size.squares +=
       (static_cast<unsigned __int128>(static_cast<std::int64_t>(multiple)) << 64) + low[0];
-  size.outside |= outside | static_cast<std::uint64_t>(!bounded);
+  size.outside |=
+      static_cast<std::uint64_t>(!bounded) | static_cast<std::uint64_t>(!(top <= bound));
+}
+
+// What clips and scales a record of this squared norm. A norm that overflows makes it 0, a NaN
+// makes it NaN: the record is then null.
+double factor_of(double squared_norm, const LatticeScale& scale) {
+  const double norm = __builtin_sqrt(squared_norm);
+  const double ratio = scale.clipping_norm * (1.0 - clipping_margin) / norm;
+  return scale.units_per_norm * choose(ratio >= 1.0, 1.0, ratio);
+}
+
+// All ones if the record's integers keep to the bound, else 0.
+std::uint64_t kept(const double* row, std::size_t k, std::size_t head, double factor,
+                   std::int64_t bound, Ahead& ahead) {
+  Size size;
+  for (std::size_t j = 0, count = 0; j < k; j += count, head = 0) {
+    count = k - j < head + chunk ? k - j : head + chunk;
+    add_chunk(row + j, count, head, factor, static_cast<double>(bound), ahead, size);
+  }
+  const unsigned __int128 limit =
+      static_cast<unsigned __int128>(bound) * static_cast<unsigned __int128>(bound);
+  return -static_cast<std::uint64_t>((size.outside == 0) & (size.squares <= limit));
+}
+
+// total += the integers of several rows, so that the total is loaded and stored once for all of
+// them. They come from memory once, for the norms, and stay in cache for the rest.
+template <std::size_t group>
+void add_group(const double* rows, std::size_t k, std::size_t row_stride, std::size_t head,
+               const LatticeScale& scale, Ahead ahead, std::uint64_t* total) {
+  double factor[group];
+  for (std::size_t g = 0; g < group; ++g) {
+    factor[g] = factor_of(sum_in_lanes(rows + g * row_stride, k, ahead), scale);
+  }
+  Integers::Register keep[group];
+  for (std::size_t g = 0; g < group; ++g) {
+    keep[g] =
+        Integers::broadcast(kept(rows + g * row_stride, k, head, factor[g], scale.bound, ahead));
+  }
+  const auto plus = [&](Integers::Register sum, const double* from,
+                        std::size_t stride) __attribute__((always_inline)) {
+    for (std::size_t g = 0; g < group; ++g) {
+      const Real::Register t = Real::mul(Real::load(from + g * stride), Real::broadcast(factor[g]));
+      sum = Integers::add(sum, Integers::both(Integers::truncated(t), keep[g]));
+    }
+    return sum;
+  };
+  const auto add_part = [&](std::size_t begin, std::size_t end) {
+    double padded[group * Integers::width] = {};
+    for (std::size_t g = 0; g < group; ++g) {
+      const double* row = rows + g * row_stride + begin;
+      for (std::size_t l = 0; begin + l < end; ++l) padded[g * Integers::width + l] = row[l];
+    }
+    std::uint64_t sum[Integers::width];
+    Integers::store(sum, plus(Integers::zero(), padded, Integers::width));
+    for (std::size_t l = 0; begin + l < end; ++l) total[begin + l] += sum[l];
+  };
+  std::size_t j = 0;
+  for (; j < head; j += Integers::width) {
+    add_part(j, j + Integers::width < head ? j + Integers::width : head);
+  }
+  for (j = head; j + Integers::width <= k; j += Integers::width) {
+    ahead.fetch_line();
+    Integers::store(total + j, plus(Integers::load(total + j), rows + j, row_stride));
+  }
+  if (j < k) add_part(j, k);
 }
 
 }  // namespace
 
 double sum_of_squares(const double* x, std::size_t n) {
-  return sum_in_lanes(x, n);
+  Ahead nothing{x, 0};
+  return sum_in_lanes(x, n, nothing);
 }
 
 void scale_or_null(const double* from, std::size_t n, double factor, bool keep, double* to) {
@@ -261,37 +347,23 @@ void lattice_outer_tile(const double* left, std::size_t left_stride, const doubl
 
 void lattice_add_rows(const double* rows, std::size_t m, std::size_t k, std::size_t row_stride,
                       const LatticeScale& scale, std::uint64_t* total) {
-  const unsigned __int128 limit =
-      static_cast<unsigned __int128>(scale.bound) * static_cast<unsigned __int128>(scale.bound);
-  for (std::size_t i = 0; i < m; ++i) {
+  // Two groups of rows have to fit the cache.
+  constexpr std::size_t group = 4, longest = 8192, line = 8;
+  // Long rows are worth aligning, for the passes whose order is free.
+  const std::size_t misaligned = reinterpret_cast<std::uintptr_t>(rows) / sizeof(double) % line;
+  const std::size_t head = k < 1024 ? 0 : (line - misaligned) % line;
+  std::size_t i = 0;
+  if (k <= longest) {
+    for (; i + group <= m; i += group) {
+      const double* row = rows + i * row_stride;
+      const bool last = i + 2 * group > m;
+      const Ahead ahead = last ? Ahead{row, 0} : Ahead{row + group * row_stride, line};
+      add_group<group>(row, k, row_stride, head, scale, ahead, total);
+    }
+  }
+  for (; i < m; ++i) {
     const double* row = rows + i * row_stride;
-    const double* next_row = i + 1 < m ? row + row_stride : row;
-    // A norm that overflows makes the factor 0, a NaN makes it NaN: the record is then null.
-    const double norm = __builtin_sqrt(sum_in_lanes(row, k));
-    const double ratio = scale.clipping_norm * (1.0 - clipping_margin) / norm;
-    const double factor = scale.units_per_norm * choose(ratio >= 1.0, 1.0, ratio);
-    Size size;
-    for (std::size_t j = 0; j < k; j += chunk) {
-      add_chunk(row + j, k - j < chunk ? k - j : chunk, factor, static_cast<double>(scale.bound),
-                next_row + j, size);
-    }
-    const Integers::Register keep = Integers::broadcast(
-        -static_cast<std::uint64_t>((size.outside == 0) & (size.squares <= limit)));
-    const Real::Register scaled = Real::broadcast(factor);
-    std::size_t j = 0;
-    for (; j + Integers::width <= k; j += Integers::width) {
-      const Real::Register t = Real::mul(Real::load(row + j), scaled);
-      const Integers::Register z = Integers::both(Integers::truncated(t), keep);
-      Integers::store(total + j, Integers::add(Integers::load(total + j), z));
-    }
-    if (j < k) {
-      double padded[Integers::width] = {};
-      for (std::size_t l = 0; j + l < k; ++l) padded[l] = row[j + l];
-      std::uint64_t z[Integers::width];
-      Integers::store(
-          z, Integers::both(Integers::truncated(Real::mul(Real::load(padded), scaled)), keep));
-      for (std::size_t l = 0; j + l < k; ++l) total[j + l] += z[l];
-    }
+    add_group<1>(row, k, row_stride, head, scale, {row, 0}, total);
   }
 }
 

@@ -148,20 +148,16 @@ QEXP_INLINE double first_lane(Real::Register v) {
   return lane[0];
 }
 
-// Calls step(from) for every full piece of x beyond the first `head` entries, and for these and for
-// what is left at the end, padded with zeros.
+// Calls step(from) for every full piece of x, and once more for what is left, padded with zeros.
 template <std::size_t piece, class Step>
-QEXP_INLINE void in_pieces(const double* x, std::size_t n, std::size_t head, Step step) {
-  const auto padded_step = [&](const double* from, std::size_t count)
-                               __attribute__((always_inline)) {
-                                 double padded[piece] = {};
-                                 for (std::size_t i = 0; i < count; ++i) padded[i] = from[i];
-                                 step(padded);
-                               };
-  if (head > 0) padded_step(x, head);
-  std::size_t j = head;
+QEXP_INLINE void in_pieces(const double* x, std::size_t n, Step step) {
+  std::size_t j = 0;
   for (; j + piece <= n; j += piece) step(x + j);
-  if (j < n) padded_step(x + j, n - j);
+  if (j < n) {
+    double padded[piece] = {};
+    for (std::size_t i = 0; j + i < n; ++i) padded[i] = x[j + i];
+    step(padded);
+  }
 }
 
 // Memory that comes next, fetched by and by while there is arithmetic to do.
@@ -180,7 +176,7 @@ double sum_in_lanes(const double* x, std::size_t n, Ahead& ahead) {
   constexpr std::size_t parts = lanes / Real::width;
   Real::Register part[parts];
   for (auto& p : part) p = Real::broadcast(0.0);
-  in_pieces<lanes>(x, n, 0, [&](const double* from) __attribute__((always_inline)) {
+  in_pieces<lanes>(x, n, [&](const double* from) __attribute__((always_inline)) {
     ahead.fetch_line();
     for (std::size_t i = 0; i < parts; ++i) {
       const Real::Register v = Real::load(from + i * Real::width);
@@ -190,98 +186,107 @@ double sum_in_lanes(const double* x, std::size_t n, Ahead& ahead) {
   return first_lane(folded(part, Real::add));
 }
 
-// What a record's integers z = trunc(t) amount to, for t = factor row.
-struct Size {
-  unsigned __int128 squares = 0;  // ||z||^2, unless outside
-  std::uint64_t outside = 0;  // not 0 where some |t| <= bound does not hold, or surely ||z|| > B
-};
-
-// ||z||^2 exactly, from two sums: one in integers modulo 2^64, and one in floating point that is
-// off by less than 2^62 and thus tells the multiple of 2^64 to add. With u = 2^-53, for one chunk:
-//   - where the floating-point sum S of t^2 is above 2^105 or a NaN, ||z|| exceeds any bound (of at
-//     most 2^52), and nothing needs to be exact;
-//   - otherwise S is off from the true sum of t^2 by at most 2^105 (chunk / parts + 16) u < 2^61.1,
-//   - which is off from ||z||^2 by at most the sum of 2 |t|, at most 2 sqrt(2^105 (chunk + 8)) <
-//   2^59.1.
-constexpr std::size_t chunk = 2048, parts = 4, piece = parts * Integers::width;
-constexpr double largest_sum = 0x1p105;
-
-QEXP_INLINE void add_chunk(const double* row, std::size_t count, std::size_t head, double factor,
-                           double bound, Ahead& ahead, Size& size) {
-  const Real::Register scale = Real::broadcast(factor);
-  Real::Register largest[parts], real[parts];
-  Integers::Register modular[parts];
-  for (std::size_t i = 0; i < parts; ++i) {
-    largest[i] = real[i] = Real::broadcast(0.0);
-    modular[i] = Integers::zero();
-  }
-  in_pieces<piece>(row, count, head, [&](const double* from) __attribute__((always_inline)) {
-    ahead.fetch_line();
-    for (std::size_t i = 0; i < parts; ++i) {
-      const Real::Register t = Real::mul(Real::load(from + i * Integers::width), scale);
-      largest[i] = larger_magnitude(t, largest[i]);
-      real[i] = Real::fma(t, t, real[i]);
-      modular[i] = Integers::add(modular[i], Integers::square(Integers::truncated(t)));
-    }
-  });
-  const double top = first_lane(folded(largest, larger_magnitude));
-  const double sum = first_lane(folded(real, Real::add));
-  std::uint64_t low[Integers::width];
-  Integers::store(low, folded(modular, Integers::add));
-  const bool bounded = sum <= largest_sum;
-  // By halves, since an unsigned conversion may take a jump.
-  const double rest = 2.0 * static_cast<double>(static_cast<std::int64_t>(low[0] >> 1));
-  const double multiple = choose(bounded, (sum - rest) * 0x1p-64, 0.0) + 0.5;
-  size.squares +=
-      (static_cast<unsigned __int128>(static_cast<std::int64_t>(multiple)) << 64) + low[0];
-  size.outside |=
-      static_cast<std::uint64_t>(!bounded) | static_cast<std::uint64_t>(!(top <= bound));
-}
-
-// What clips and scales a record of this squared norm. A norm that overflows makes it 0, a NaN
-// makes it NaN: the record is then null.
+// What clips and scales a record of this squared norm.
 double factor_of(double squared_norm, const LatticeScale& scale) {
   const double norm = __builtin_sqrt(squared_norm);
   const double ratio = scale.clipping_norm * (1.0 - clipping_margin) / norm;
   return scale.units_per_norm * choose(ratio >= 1.0, 1.0, ratio);
 }
 
-// All ones if the record's integers keep to the bound, else 0.
-std::uint64_t kept(const double* row, std::size_t k, std::size_t head, double factor,
-                   std::int64_t bound, Ahead& ahead) {
-  Size size;
-  for (std::size_t j = 0, count = 0; j < k; j += count, head = 0) {
-    count = k - j < head + chunk ? k - j : head + chunk;
-    add_chunk(row + j, count, head, factor, static_cast<double>(bound), ahead, size);
+// ||z||^2 of a record's integers z = trunc(t), exactly, from two sums: one in integers modulo 2^64,
+// and one in floating point that is off by less than 2^62 and thus tells the multiple of 2^64 to
+// add. With u = 2^-53, for each chunk of at most 512 entries a lane and
+// eight more:
+//   - where the floating-point sum S of t^2 is above 2^105 or a NaN, ||z|| exceeds any bound (of at
+//     most 2^52), and nothing needs to be exact;
+//   - otherwise S is off from the true sum of t^2 by at most 2^105 (512 + 16) u < 2^61.1,
+//   - which is off from ||z||^2 by at most the sum of 2 |t|, at most 2 sqrt(2^105 4104) < 2^59.6.
+constexpr std::size_t chunk = 512 * Real::width;
+constexpr double largest_sum = 0x1p105;
+
+struct Size {
+  Real::Register largest, real;
+  Integers::Register modular;
+  unsigned __int128 squares = 0;  // ||z||^2, unless outside
+  std::uint64_t outside = 0;  // not 0 where some |t| <= bound does not hold, or surely ||z|| > B
+
+  __attribute__((always_inline)) void start_chunk() {
+    largest = real = Real::broadcast(0.0);
+    modular = Integers::zero();
   }
-  const unsigned __int128 limit =
-      static_cast<unsigned __int128>(bound) * static_cast<unsigned __int128>(bound);
-  return -static_cast<std::uint64_t>((size.outside == 0) & (size.squares <= limit));
+
+  __attribute__((always_inline)) void count(Real::Register t, Integers::Register z) {
+    largest = larger_magnitude(t, largest);
+    real = Real::fma(t, t, real);
+    modular = Integers::add(modular, Integers::square(z));
+  }
+
+  __attribute__((always_inline)) void end_chunk(double bound) {
+    const double top = first_lane(folded<Real::width / 2>(largest, larger_magnitude));
+    const double sum = first_lane(folded<Real::width / 2>(real, Real::add));
+    std::uint64_t low[Integers::width];
+    Integers::store(low, folded<Real::width / 2>(modular, Integers::add));
+    const bool bounded = sum <= largest_sum;
+    // By halves, since an unsigned conversion may take a jump.
+    const double rest = 2.0 * static_cast<double>(static_cast<std::int64_t>(low[0] >> 1));
+    const double multiple = choose(bounded, (sum - rest) * 0x1p-64, 0.0) + 0.5;
+    squares += (static_cast<unsigned __int128>(static_cast<std::int64_t>(multiple)) << 64) + low[0];
+    outside |= static_cast<std::uint64_t>(!bounded) | static_cast<std::uint64_t>(!(top <= bound));
+  }
+
+  // All ones, or 0.
+  std::uint64_t within(std::int64_t bound) const {
+    const auto b = static_cast<unsigned __int128>(bound);
+    return -static_cast<std::uint64_t>((outside == 0) & (squares <= b * b));
+  }
+};
+
+// Takes back a record's integers.
+void subtract_row(const double* row, std::size_t k, double factor, std::uint64_t* total) {
+  in_pieces<Real::width>(row, k, [&](const double* from) {
+    const Real::Register t = Real::mul(Real::load(from), Real::broadcast(factor));
+    std::uint64_t z[Integers::width];
+    Integers::store(z, Integers::truncated(t));
+    for (std::size_t i = 0; i < Integers::width && k > 0; ++i, --k) *total++ -= z[i];
+  });
 }
 
 // total += the integers of several rows, so that the total is loaded and stored once for all of
-// them. They come from memory once, for the norms, and stay in cache for the rest.
+// them. They come from memory for the norms and are in cache when they are added. The first `head`
+// entries go ahead of the others, which are then aligned.
+//
+// A finite norm passes the exact check: ||z|| <= q (1 + 4u) min(1, c (1 - 2^-20) / norm) N with the
+// true norm N <= norm (1 + (k / 16 + 8) u), which a lattice's q c <= (B + 1)(1 + 2u), k <= 2^30 and
+// B >= 2^21 make less than B. So records are added while they are checked, and the jump that takes
+// back a record that fails is there for faults alone.
 template <std::size_t group>
 void add_group(const double* rows, std::size_t k, std::size_t row_stride, std::size_t head,
                const LatticeScale& scale, Ahead ahead, std::uint64_t* total) {
   double factor[group];
+  std::uint64_t finite[group];
   for (std::size_t g = 0; g < group; ++g) {
-    factor[g] = factor_of(sum_in_lanes(rows + g * row_stride, k, ahead), scale);
+    const double squared_norm = sum_in_lanes(rows + g * row_stride, k, ahead);
+    factor[g] = factor_of(squared_norm, scale);
+    finite[g] = -static_cast<std::uint64_t>(squared_norm <= 0x1.fffffffffffffp1023);
   }
+  Real::Register factors[group];
   Integers::Register keep[group];
+  Size size[group];
   for (std::size_t g = 0; g < group; ++g) {
-    keep[g] =
-        Integers::broadcast(kept(rows + g * row_stride, k, head, factor[g], scale.bound, ahead));
+    factors[g] = Real::broadcast(factor[g]);
+    keep[g] = Integers::broadcast(finite[g]);
   }
   const auto plus = [&](Integers::Register sum, const double* from,
                         std::size_t stride) __attribute__((always_inline)) {
     for (std::size_t g = 0; g < group; ++g) {
-      const Real::Register t = Real::mul(Real::load(from + g * stride), Real::broadcast(factor[g]));
-      sum = Integers::add(sum, Integers::both(Integers::truncated(t), keep[g]));
+      const Real::Register t = Real::mul(Real::load(from + g * stride), factors[g]);
+      const Integers::Register z = Integers::truncated(t);
+      size[g].count(t, z);
+      sum = Integers::add(sum, Integers::both(z, keep[g]));
     }
     return sum;
   };
-  const auto add_part = [&](std::size_t begin, std::size_t end) {
+  const auto add_part = [&](std::size_t begin, std::size_t end) __attribute__((always_inline)) {
     double padded[group * Integers::width] = {};
     for (std::size_t g = 0; g < group; ++g) {
       const double* row = rows + g * row_stride + begin;
@@ -291,15 +296,37 @@ void add_group(const double* rows, std::size_t k, std::size_t row_stride, std::s
     Integers::store(sum, plus(Integers::zero(), padded, Integers::width));
     for (std::size_t l = 0; begin + l < end; ++l) total[begin + l] += sum[l];
   };
-  std::size_t j = 0;
-  for (; j < head; j += Integers::width) {
-    add_part(j, j + Integers::width < head ? j + Integers::width : head);
+  for (std::size_t j = 0; j < k;) {
+    for (Size& s : size) s.start_chunk();
+    while (j < head) {
+      const std::size_t end = head - j < Integers::width ? head : j + Integers::width;
+      add_part(j, end);
+      j = end;
+    }
+    const std::size_t end = k - j < chunk ? k : j + chunk;
+    for (; j + Integers::width <= end; j += Integers::width) {
+      if constexpr (group > 1) {
+        ahead.fetch_line();
+        ahead.fetch_line();
+      }
+      Integers::store(total + j, plus(Integers::load(total + j), rows + j, row_stride));
+    }
+    if (j < end) {
+      add_part(j, end);
+      j = end;
+    }
+    for (Size& s : size) s.end_chunk(static_cast<double>(scale.bound));
   }
-  for (j = head; j + Integers::width <= k; j += Integers::width) {
-    ahead.fetch_line();
-    Integers::store(total + j, plus(Integers::load(total + j), rows + j, row_stride));
+  std::uint64_t fault[group], any_fault = 0;
+  for (std::size_t g = 0; g < group; ++g) {
+    fault[g] = finite[g] & ~size[g].within(scale.bound);
+    any_fault |= fault[g];
   }
-  if (j < k) add_part(j, k);
+  if (any_fault != 0) [[unlikely]] {
+    for (std::size_t g = 0; g < group; ++g) {
+      if (fault[g] != 0) subtract_row(rows + g * row_stride, k, factor[g], total);
+    }
+  }
 }
 
 }  // namespace
@@ -348,7 +375,7 @@ void lattice_outer_tile(const double* left, std::size_t left_stride, const doubl
 void lattice_add_rows(const double* rows, std::size_t m, std::size_t k, std::size_t row_stride,
                       const LatticeScale& scale, std::uint64_t* total) {
   // Two groups of rows have to fit the cache.
-  constexpr std::size_t group = 4, longest = 8192, line = 8;
+  constexpr std::size_t group = Real::width == 8 ? 4 : 1, longest = 8192, line = 8;
   // Long rows are worth aligning, for the passes whose order is free.
   const std::size_t misaligned = reinterpret_cast<std::uintptr_t>(rows) / sizeof(double) % line;
   const std::size_t head = k < 1024 ? 0 : (line - misaligned) % line;

@@ -195,8 +195,7 @@ double factor_of(double squared_norm, const LatticeScale& scale) {
 
 // ||z||^2 of a record's integers z = trunc(t), exactly, from two sums: one in integers modulo 2^64,
 // and one in floating point that is off by less than 2^62 and thus tells the multiple of 2^64 to
-// add. With u = 2^-53, for each chunk of at most 512 entries a lane and
-// eight more:
+// add. With u = 2^-53, for each chunk of at most 512 entries a lane and eight more:
 //   - where the floating-point sum S of t^2 is above 2^105 or a NaN, ||z|| exceeds any bound (of at
 //     most 2^52), and nothing needs to be exact;
 //   - otherwise S is off from the true sum of t^2 by at most 2^105 (512 + 16) u < 2^61.1,
@@ -257,8 +256,9 @@ void subtract_row(const double* row, std::size_t k, double factor, std::uint64_t
 //
 // A finite norm passes the exact check: ||z|| <= q (1 + 4u) min(1, c (1 - 2^-20) / norm) N with the
 // true norm N <= norm (1 + (k / 16 + 8) u), which a lattice's q c <= (B + 1)(1 + 2u), k <= 2^30 and
-// B >= 2^21 make less than B. So records are added while they are checked, and the jump that takes
-// back a record that fails is there for faults alone.
+// B >= 2^21 make less than B (its c of at least 1e-100 keeps underflow of squares out of sight). So
+// records are added while they are checked, and the jump that takes back a record that fails is
+// there for faults alone.
 template <std::size_t group>
 void add_group(const double* rows, std::size_t k, std::size_t row_stride, std::size_t head,
                const LatticeScale& scale, Ahead ahead, std::uint64_t* total) {
@@ -267,7 +267,7 @@ void add_group(const double* rows, std::size_t k, std::size_t row_stride, std::s
   for (std::size_t g = 0; g < group; ++g) {
     const double squared_norm = sum_in_lanes(rows + g * row_stride, k, ahead);
     factor[g] = factor_of(squared_norm, scale);
-    finite[g] = -static_cast<std::uint64_t>(squared_norm <= 0x1.fffffffffffffp1023);
+    finite[g] = -static_cast<std::uint64_t>(squared_norm <= __DBL_MAX__);
   }
   Real::Register factors[group];
   Integers::Register keep[group];

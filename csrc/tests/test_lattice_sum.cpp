@@ -131,6 +131,27 @@ TEST_CASE("the sum adds every record's vector, on any number of threads, and wra
   }
 }
 
+TEST_CASE("a record that fails the exact check is taken back and its neighbours stay") {
+  // No clipping: what is too long has to be caught by the check.
+  const qexp::LatticeScale scale{1.0, std::ldexp(1.0, 70), 1000};
+  for (std::size_t k : {37u, 5003u}) {
+    for (std::size_t m = 1; m <= 9; ++m) {
+      std::vector<double> rows(m * k);
+      std::vector<std::uint64_t> expected(k, 5);
+      for (std::size_t i = 0; i < m; ++i) {
+        const double entry = i % 3 == 1 ? 1e18 : i % 3 == 2 ? -801.0 : 600.5;
+        rows[i * k + i] = entry;
+        rows[i * k + k - 1] = i % 3 == 1 ? std::ldexp(1.0, 63) : -599.5 - 0.5 * (i % 3 == 0);
+        if (i % 3 == 0) expected[i] += 600;
+        if (i % 3 == 0) expected[k - 1] -= 600;
+      }
+      std::vector<std::uint64_t> total(k, 5);
+      QEXP_DISPATCH(lattice_add_rows)(rows.data(), m, k, k, scale, total.data());
+      CHECK(total == expected);
+    }
+  }
+}
+
 TEST_CASE("neither a record's place nor its address moves a bit") {
   const std::size_t k = 2111;
   const auto row = normals(k, 1.0, 8);

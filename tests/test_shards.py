@@ -72,7 +72,7 @@ def opened(folder, name, **settings):
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("by_user", [False, True])
 def test_ranks_together_have_every_row_once(folder, name, by_user):
-    for size in (1, 2, 3, 7, 300):
+    for size in (1, 2, 7, 300 if name == "npy" else 3):
         shards = [
             opened(folder, name, rank=rank, size=size, by_user=by_user) for rank in range(size)
         ]
@@ -276,7 +276,7 @@ model = mlp((64, 8, 3))
 shards = open_shards(features, labels, groups=groups if by_user else None)
 qexp.fine_tune(
     model, shards.X, shards.y, groups=shards.groups,
-    schedule=qexp.Schedule(rounds=2, clipping_norm=1.0, step_size=1.0, damping=1.0),
+    schedule=qexp.Schedule(rounds=1, clipping_norm=1.0, step_size=1.0, damping=1.0),
     curvature=qexp.IdentityCurvature(len(model.weights)), target_epsilon=1.0, target_delta=1e-6)
 # Not ru_maxrss, which begins with the parent's.
 print(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1])
@@ -284,13 +284,13 @@ print(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1])
 
 
 def written(folder, kind, n):
-    """Write n records, Parquet in files of 20,000; give features, labels and ids."""
+    """Write n records, Parquet in files of 10,000; give features, labels and ids."""
     generator = np.random.default_rng(0)
     x = generator.standard_normal((n, 64), dtype=np.float32)
     y = generator.integers(0, 3, n)
     if kind == "parquet":
-        for i, start in enumerate(range(0, n, 20_000)):
-            rows = slice(start, start + 20_000)
+        for i, start in enumerate(range(0, n, 10_000)):
+            rows = slice(start, start + 10_000)
             table = pa.table({**{f"x{j}": x[rows, j] for j in range(64)}, "label": y[rows]})
             pq.write_table(table, folder / f"{n}-{i:02}.parquet", row_group_size=4000)
         files = folder / f"{n}-*.parquet"
@@ -305,7 +305,9 @@ def written(folder, kind, n):
 
 
 def peak(arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    # Freed memory goes back to the system, so that the peak is what was in use at one time.
+    allocator = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **allocator}
     command = [sys.executable, "-c", MEASURE, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return int(done.stdout)
@@ -313,14 +315,11 @@ def peak(arguments):
 
 @pytest.mark.parametrize("kind", ["npy", "npy by user", "parquet", "hdf5"])
 def test_ten_times_the_records_take_the_same_memory(tmp_path, kind):
-    few = 40_000 if kind == "parquet" else 20_000
+    few = 20_000 if kind == "parquet" else 10_000
     small, large = (written(tmp_path, kind, n) for n in (few, 10 * few))
-    # The records are 46 MB more, or 92, which would show. Where an allocator had a bad day, again.
-    for _ in range(3):
-        peaks = peak(small), peak(large)
-        if peaks[1] < 1.05 * peaks[0]:
-            return
-    raise AssertionError(f"peak memory in kB of n and 10 n records: {peaks}")
+    peaks = peak(small), peak(large)
+    # The records are 23 MB more, or 46, which would show.
+    assert 0.95 * peaks[0] < peaks[1] < 1.05 * peaks[0], peaks
 
 
 # ------------------------------------------------------------------------------ users as units

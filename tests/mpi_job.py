@@ -129,6 +129,7 @@ def same(ranks):
         "sketched": tuned(ranks, curvature=made["sketched"], projection=sketch),
         "kronecker sketch": tuned(ranks, curvature=made["kron"], projection=kron),
         "root's own": tuned(ranks, curvature=at_root, schedule=fresh, shrinkage="last"),
+        "private curvature": tuned(ranks, curvature=at_root, schedule=plan(curvature_share=0.3)),
         "few records": tuned(ranks, X=X[:5], Y=Y[:5]),
         "users": tuned(ranks, **by_user),
         "users' factors": tuned(

@@ -85,6 +85,8 @@ def test_any_number_of_ranks_gives_the_bits_of_one_process(alone, tmp_path, size
         packed = sum(a * (a + 1) // 2 + b * (b + 1) // 2 for a, b in job["MODEL"].layer_shapes)
         assert said["gradients"]["bytes"] == 8 * P
         assert said["root's own"]["bytes"] == 3 * 8 * P
+        moments = sum(inp * inp for _, inp in job["MODEL"].layer_shapes)
+        assert said["private curvature"]["bytes"] == 8 * (moments + 3 * P)
         assert said["few records"]["bytes"] == 3 * 8 * P
         assert said["kronecker"]["bytes"] == 3 * 8 * (P + packed)
         assert said["dense"]["bytes"] == 3 * 8 * (P + P * (P + 1) // 2)

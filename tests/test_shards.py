@@ -480,6 +480,15 @@ def test_groups_that_name_nobody_are_refused(groups, kind, words):
         tune(groups=groups)
 
 
+def test_private_curvature_knows_records_only():
+    schedule = qexp.Schedule(
+        rounds=1, clipping_norm=1.0, step_size=0.1, damping=1e-2, curvature_share=0.2
+    )
+    curvature = qexp.KroneckerCurvature.from_model(MODEL, X[:50], damping=1e-2)
+    with pytest.raises(ValueError, match="choose one of the two"):
+        qexp.fine_tune(MODEL, X, Y, schedule=schedule, curvature=curvature, groups=USERS, **TARGET)
+
+
 @pytest.mark.parametrize(("most", "kind"), [(0, ValueError), (2.5, TypeError)])
 def test_the_most_records_of_a_user_are_a_whole_number(most, kind):
     with pytest.raises(kind, match="max_records_per_user"):

@@ -7,7 +7,7 @@ boundary, s = L⁻¹ g, and unwhitens what comes out, u = L⁻ᵀ y. It is made 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,8 +20,10 @@ from qexp._factor import (
     whitener,
 )
 from qexp.kronecker_srht import KroneckerSRHT
-from qexp.models.sources import CurvatureSource
 from qexp.projections import Projection
+
+if TYPE_CHECKING:
+    from qexp.models.sources import CurvatureSource
 
 __all__ = ["Curvature", "DenseCurvature", "IdentityCurvature", "NotPositiveDefiniteError"]
 
@@ -343,6 +345,9 @@ def _with_weights(
 
 def _is_softmax_regression(source: Any) -> bool:
     """Whether the rows are every class's gradients of one softmax layer."""
+    # Here, as who has a source has imported the models already, and others need not.
+    from qexp.models.sources import CurvatureSource
+
     return (
         isinstance(source, CurvatureSource)
         and source.rows_per_record > 1

@@ -1,0 +1,5 @@
+"""Other ways of private fine-tuning, on one interface and on qexp's own boundary."""
+
+from qexp.rivals.baselines import non_private, public_only
+from qexp.rivals.gradient_descent import dp_gd, dp_sgd
+METHODS = {m.name: m for m in (public_only, non_private, dp_gd, dp_sgd)}

@@ -106,6 +106,11 @@ class Boundary(ABC):
         self._note(values, planned.noise_multiplier * sensitivity, label)
         return values
 
+    @property
+    def last_noise_multiplier(self) -> float:
+        """Noise multiplier of the last sum made."""
+        return self.planned[self._next - 1].noise_multiplier
+
     @abstractmethod
     def records_without_privacy(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Hand out the records themselves. What is made of them has no privacy."""

@@ -16,11 +16,17 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp import _checks
 from qexp.rivals._boundary import Boundary
 from qexp.rivals._descent import Descent, Optimizer, descend
 from qexp.rivals._method import Method, PublicData, Tuned
 from qexp.rivals._parts import Part, WholeSpace, gradients
+from qexp.rivals._settings import (
+    check_choice,
+    check_count,
+    check_positive,
+    check_rate,
+    check_share,
+)
 
 __all__ = ["GradientDescentSettings", "SGDSettings", "dp_gd", "dp_sgd", "noisy_mean"]
 
@@ -56,47 +62,6 @@ def noisy_mean(
         return part.embed(values / (norm * expected_records))
 
     return mean
-
-
-def put(settings: object, name: str, value: object) -> None:
-    """Set a checked field of a frozen dataclass."""
-    object.__setattr__(settings, name, value)
-
-
-def check_share(settings: object, *names: str) -> None:
-    """Check fields that need numbers in [0, 1)."""
-    for name in names:
-        value = _checks.positive(getattr(settings, name), name, zero_allowed=True)
-        if value >= 1:
-            raise ValueError(f"{name} is {value}; it needs a number in [0, 1)")
-        put(settings, name, value)
-
-
-def check_positive(settings: object, *names: str) -> None:
-    """Check fields that need numbers above 0."""
-    for name in names:
-        put(settings, name, _checks.positive(getattr(settings, name), name))
-
-
-def check_count(settings: object, *names: str) -> None:
-    """Check fields that need integers of at least 1."""
-    for name in names:
-        put(settings, name, _checks.count(getattr(settings, name), name))
-
-
-def check_rate(settings: object, name: str = "sampling_rate") -> None:
-    """Check a field that needs a number in (0, 1]."""
-    value = _checks.positive(getattr(settings, name), name)
-    if value > 1:
-        raise ValueError(f"{name} is {value}; it needs a probability in (0, 1]")
-    put(settings, name, value)
-
-
-def check_choice(settings: object, name: str, allowed: tuple[str, ...]) -> None:
-    """Check a field that needs one of several names."""
-    value = getattr(settings, name)
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it needs one of {allowed}")
 
 
 @dataclass(frozen=True, kw_only=True)

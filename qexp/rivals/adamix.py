@@ -184,8 +184,8 @@ def _tune(
 def _candidates() -> list[AdaMixSettings]:
     subspaces: list[dict[str, Any]] = [
         {"subspace": "total", "rank": 10},
-        {"subspace": "per_example", "rank": 10},
         {"subspace": "per_example", "rank": 40},
+        {"subspace": "none"},
     ]
     return [
         AdaMixSettings(
@@ -194,7 +194,7 @@ def _candidates() -> list[AdaMixSettings]:
         # 28 steps at noise multiplier 20 are μ = 0.264, about ε = 1 at δ = 1e-5.
         for steps, eta, weight, clipping, subspace in itertools.product(
             (4, 28, 80),
-            (0.3, 1.0, 3.0),
+            (0.5, 1.5, 5.0),
             (0.1, 1.0),
             ({"clipping_quantile": 0.9}, {"clipping_quantile": 0.99}, {"clipping_norm": 1.0}),
             subspaces,

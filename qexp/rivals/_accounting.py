@@ -109,9 +109,7 @@ def poisson_epsilon(
     """
     package = _accounting()
     relation = package.NeighboringRelation[neighboring_relation.upper()]
-    accountant = package.pld.PLDAccountant(
-        relation, value_discretization_interval=_DISCRETIZATION
-    )
+    accountant = package.pld.PLDAccountant(relation, value_discretization_interval=_DISCRETIZATION)
     event = package.GaussianDpEvent(noise_multiplier)
     accountant.compose(package.PoissonSampledDpEvent(rate, event) if rate < 1 else event, steps)
     return float(accountant.get_epsilon(delta))

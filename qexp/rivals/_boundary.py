@@ -13,12 +13,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qexp._progress import progress_bar
 from qexp.bits import BitGenerator
 from qexp.private_sum import Lattice, lattice_for, private_sum
 from qexp.rivals._accounting import Target
@@ -59,8 +61,8 @@ class Boundary(ABC):
     n_records : int
         n, public.
     target : Target
-    diverged : bool
-        Set by a rival whose weights left all bounds.
+    history : list of dict
+        What each sum was and how noisy.
     """
 
     def __init__(self, n_records: int, target: Target) -> None:
@@ -97,8 +99,12 @@ class Boundary(ABC):
         return values
 
     def noisy_vector(
-        self, vector_of: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]],
-        *, bound: float, sensitivity: float, label: str
+        self,
+        vector_of: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]],
+        *,
+        bound: float,
+        sensitivity: float,
+        label: str,
     ) -> NDArray[np.float64]:
         """Release a vector no longer than `bound` that one null record moves by `sensitivity`."""
         planned = self._take()
@@ -158,6 +164,8 @@ class PrivateBoundary(Boundary):
     target : Target
     bits : BitGenerator
         Sum t takes its sample from ``bits.spawn(2t)`` and its noise from ``bits.spawn(2t + 1)``.
+    progress : bool
+        Show a progress bar on a terminal.
 
     Notes
     -----
@@ -168,9 +176,17 @@ class PrivateBoundary(Boundary):
     """
 
     def __init__(
-        self, X: NDArray[Any], y: NDArray[Any], target: Target, bits: BitGenerator
+        self,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        target: Target,
+        bits: BitGenerator,
+        *,
+        progress: bool = False,
     ) -> None:
         super().__init__(len(y), target)
+        self._progress, self._open = progress, ExitStack()
+        self._advance: Callable[[int], object] = lambda count: None
         self._X, self._y, self._bits = X, y, bits
         self.claims: list[tuple[float, float]] = []
         self.lattices: list[Lattice] = []
@@ -179,6 +195,20 @@ class PrivateBoundary(Boundary):
     def records_without_privacy(self) -> tuple[NDArray[Any], NDArray[Any]]:
         self.without_privacy = True
         return self._X, self._y
+
+    def close(self) -> None:
+        """End the progress bar."""
+        self._open.close()
+
+    def _announce(self, planned: tuple[Planned, ...]) -> None:
+        super()._announce(planned)
+        self._advance = self._open.enter_context(
+            progress_bar(len(planned), "noisy sums", show=self._progress)
+        )
+
+    def _note(self, values: NDArray[np.float64], noise_std: float, label: str) -> None:
+        super()._note(values, noise_std, label)
+        self._advance(1)
 
     def is_within_target(self) -> bool:
         """Tell whether the claims compose to the target, exactly; sampled ones as announced."""

@@ -19,7 +19,7 @@ _BETA_SQUARE: Final = 0.999
 _ADAM_EPSILON: Final = 1e-8
 
 
-class Diverged(Exception):  # noqa: N818
+class Diverged(Exception):
     """The weights left all bounds."""
 
 

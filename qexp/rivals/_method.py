@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -104,6 +105,7 @@ class Method(Generic[S]):
         settings: S | None = None,
         neighboring_relation: str = "replace_special",
         rng: BitGenerator | None = None,
+        progress: bool = False,
     ) -> RivalResult:
         """Fine-tune a pretrained model on private records.
 
@@ -125,6 +127,8 @@ class Method(Generic[S]):
             One record is replaced by a null record that contributes zero, or by any other record.
         rng : BitGenerator, optional
             Default: fresh cryptographic generators, for noise and samples alike.
+        progress : bool
+            Show a progress bar on a terminal.
 
         Returns
         -------
@@ -148,14 +152,17 @@ class Method(Generic[S]):
             )
         model.gradient_blocks(features, labels)  # checks dtypes and shapes
         theta_0 = _checks.finite_array(model.weights, "model.weights", 1)
-        boundary = PrivateBoundary(features, labels, target, _bit_generator(rng))
-        tuned = self.algorithm(model, boundary, chosen, public)
+        bits = _bit_generator(rng)
+        with closing(
+            PrivateBoundary(features, labels, target, bits, progress=progress)
+        ) as boundary:
+            tuned = self.algorithm(model, boundary, chosen, public)
         theta = tuned.theta.astype(theta_0.dtype)
         return RivalResult(
             model=model.with_weights(theta),
             release=None
             if boundary.without_privacy
-            else self._release(model, theta, boundary, chosen, public, rng),
+            else self._release(model, theta, boundary, chosen, public, bits),
             stopped_because="diverged" if tuned.diverged else "finished",
             history=tuple(boundary.history),
         )
@@ -199,7 +206,7 @@ class Method(Generic[S]):
         boundary: PrivateBoundary,
         settings: S,
         public: PublicData | None,
-        rng: BitGenerator | None,
+        bits: BitGenerator,
     ) -> PrivateRelease:
         if not boundary.is_within_target():
             raise RuntimeError("the sums spent more than the target; nothing is released")
@@ -235,7 +242,7 @@ class Method(Generic[S]):
             "expected_utility_loss": math.nan,
             "expected_mean_loss": math.nan,
             "n_records": boundary.n_records,
-            "generator_is_secure": rng is None or rng.secure,
+            "generator_is_secure": bits.secure,
         }
         certificate = {
             **values,
@@ -258,7 +265,7 @@ class Method(Generic[S]):
                 {**lattice.describe(), "count": count}
                 for lattice, count in _counted(boundary.lattices)
             ],
-            "generator": "ChaCha20, operating-system key" if rng is None else rng.name,
+            "generator": bits.name,
             "weights": _checks.array_digest(theta),
             "software": _config.software(),
         }

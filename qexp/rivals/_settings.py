@@ -32,7 +32,9 @@ def check_positive(settings: object, *names: str) -> None:
 def check_count(settings: object, *names: str, least: int = 1) -> None:
     """Check fields that need integers of at least `least`."""
     for name in names:
-        object.__setattr__(settings, name, _checks.count(getattr(settings, name), name, least=least))
+        object.__setattr__(
+            settings, name, _checks.count(getattr(settings, name), name, least=least)
+        )
 
 
 def check_rate(settings: object, name: str = "sampling_rate") -> None:

@@ -120,14 +120,12 @@ class _Public:
         self.norm = max(
             float(np.quantile(np.concatenate(norms), settings.clipping_quantile)), _LEAST_NORM
         )
-        self.gradient = np.concatenate([total.ravel() for total in self.sums])
+        self.gradient: NDArray[np.float64] = np.concatenate([total.ravel() for total in self.sums])
         self.part: Part = WholeSpace(model)
         if settings.subspace != "none":
             self.part = InputSubspace(shapes, self._bases(grams, settings.rank))
 
-    def _bases(
-        self, grams: Sequence[NDArray[np.float64]], rank: int
-    ) -> list[NDArray[np.float64]]:
+    def _bases(self, grams: Sequence[NDArray[np.float64]], rank: int) -> list[NDArray[np.float64]]:
         if grams:
             return [np.linalg.eigh(gram)[1][:, ::-1][:, :rank] for gram in grams]
         return [np.linalg.svd(total, full_matrices=False)[2][:rank].T for total in self.sums]
@@ -155,14 +153,19 @@ def _tune(
     descent = Descent(model.weights)
 
     def public_gradient(model: Any, t: int) -> NDArray[np.float64]:
-        return _Public(model, X, y, replace(settings, subspace="none")).gradient / len(y)
+        seen = _Public(model, X, y, replace(settings, subspace="none"))
+        mean: NDArray[np.float64] = seen.gradient / len(y)
+        return mean
 
     if not descend(
-        descent, model, settings.public_steps, public_gradient,
+        descent,
+        model,
+        settings.public_steps,
+        public_gradient,
         lambda t: settings.public_learning_rate,
     ):
         return Tuned(descent.theta, diverged=True)
-    start = model_at(model, descent.theta).weights.astype(np.float64)
+    start: NDArray[np.float64] = model_at(model, descent.theta).weights.astype(np.float64)
     total_weight = boundary.n_records + settings.public_weight * len(y)
 
     def mixed(model: Any, t: int) -> NDArray[np.float64]:
@@ -174,8 +177,11 @@ def _tune(
             clipping_norm=norm,
             label="step",
         )
-        gradient = seen.part.embed(values) + settings.public_weight * seen.gradient
-        return gradient / total_weight + settings.weight_decay * (descent.theta - start)
+        gradient: NDArray[np.float64] = (
+            seen.part.embed(values) + settings.public_weight * seen.gradient
+        )
+        gradient /= total_weight
+        return gradient + settings.weight_decay * (descent.theta - start)
 
     within = descend(descent, model, settings.steps, mixed, lambda t: settings.learning_rate)
     return Tuned(descent.released, diverged=not within)
@@ -188,9 +194,7 @@ def _candidates() -> list[AdaMixSettings]:
         {"subspace": "none"},
     ]
     return [
-        AdaMixSettings(
-            steps=steps, learning_rate=eta, public_weight=weight, **clipping, **subspace
-        )
+        AdaMixSettings(steps=steps, learning_rate=eta, public_weight=weight, **clipping, **subspace)
         # 28 steps at noise multiplier 20 are μ = 0.264, about ε = 1 at δ = 1e-5.
         for steps, eta, weight, clipping, subspace in itertools.product(
             (4, 28, 80),

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Start = Literal["zero", "pretrained"]
-_STARTS: Final = ("zero", "pretrained")
+STARTS: Final[tuple[Start, ...]] = ("zero", "pretrained")
 _BIAS: Final = -10.0
 _MOST_WEIGHT: Final = 1e6
 
@@ -89,7 +89,7 @@ class NewtonSettings:
     def __post_init__(self) -> None:
         check_count(self, "steps")
         check_positive(self, "learning_rate", "ridge", "feature_norm")
-        check_choice(self, "start", _STARTS)
+        check_choice(self, "start", STARTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ class FeatureCovarianceSettings:
     def __post_init__(self) -> None:
         check_count(self, "steps")
         check_positive(self, "learning_rate", "ridge", "feature_norm", "clipping_norm")
-        check_choice(self, "start", _STARTS)
+        check_choice(self, "start", STARTS)
 
 
 def _positive_semidefinite(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -302,7 +302,7 @@ def _newton_candidates() -> list[NewtonSettings]:
     return [
         NewtonSettings(steps=steps, learning_rate=eta, ridge=ridge, feature_norm=norm, start=start)
         for steps, eta, ridge, norm, start in itertools.product(
-            (1, 2, 4), (0.3, 0.625, 1.0), (3.0, 10.0, 30.0, 100.0), (1.0, 6.0), _STARTS
+            (1, 2, 4), (0.3, 0.625, 1.0), (3.0, 10.0, 30.0, 100.0), (1.0, 6.0), STARTS
         )
     ]
 
@@ -315,7 +315,11 @@ def _fc_candidates() -> list[FeatureCovarianceSettings]:
         for steps, eta, ridge, norm, start in itertools.product(
             # The published 0.2 for a gradient that is a mean over classes, and steps that make up
             # for that mean.
-            (1, 3, 10, 30), (0.2, 1.0, 5.0, 20.0), (10.0, 30.0, 100.0), (1.0, 6.0), _STARTS
+            (1, 3, 10, 30),
+            (0.2, 1.0, 5.0, 20.0),
+            (10.0, 30.0, 100.0),
+            (1.0, 6.0),
+            STARTS,
         )
     ]
 

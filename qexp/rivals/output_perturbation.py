@@ -20,7 +20,7 @@ from qexp.rivals._boundary import Boundary
 from qexp.rivals._heads import Head
 from qexp.rivals._method import Method, PublicData, Tuned
 from qexp.rivals._settings import check_choice, check_count, check_positive
-from qexp.rivals.linear_heads import _STARTS, Start
+from qexp.rivals.linear_heads import STARTS, Start
 
 __all__ = ["OutputPerturbationSettings", "output_perturbation", "sensitivity"]
 
@@ -54,7 +54,7 @@ class OutputPerturbationSettings:
     def __post_init__(self) -> None:
         check_positive(self, "regularisation", "feature_norm")
         check_count(self, "steps")
-        check_choice(self, "start", _STARTS)
+        check_choice(self, "start", STARTS)
 
 
 def sensitivity(settings: OutputPerturbationSettings, n_records: int, n_features: int) -> float:
@@ -99,7 +99,7 @@ def _tune(
     centre = head.pretrained if settings.start == "pretrained" else np.zeros_like(head.pretrained)
     lam = settings.regularisation
 
-    def change(X: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
+    def moved_by(X: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
         """Give W - W₀ after the steps."""
         parts = list(head.blocks(X, y))
         features = np.concatenate([z for z, _ in parts])
@@ -111,12 +111,13 @@ def _tune(
         for _ in range(settings.steps):
             residuals = softmax(features @ (centre + moved).T, axis=1) - labels
             moved -= eta * (residuals.T @ features / len(features) + lam * moved)
-        return moved.ravel()
+        change: NDArray[np.float64] = moved.ravel()
+        return change
 
     boundary.plan_full_batch([1.0])
     n = boundary.n_records
     values = boundary.noisy_vector(
-        change,
+        moved_by,
         # Every iterate is within L/λ of W₀.
         bound=1.01 * _LIPSCHITZ / lam,
         sensitivity=sensitivity(settings, n, head.n_features),
@@ -127,11 +128,9 @@ def _tune(
 
 def _candidates() -> list[OutputPerturbationSettings]:
     return [
-        OutputPerturbationSettings(
-            regularisation=lam, steps=steps, feature_norm=norm, start=start
-        )
+        OutputPerturbationSettings(regularisation=lam, steps=steps, feature_norm=norm, start=start)
         for lam, steps, norm, start in itertools.product(
-            (1e-3, 3e-3, 1e-2, 3e-2, 0.1), (10, 30, 100, 300), (1.0, 3.0, 9.0), _STARTS
+            (1e-3, 3e-3, 1e-2, 3e-2, 0.1), (10, 30, 100, 300), (1.0, 3.0, 9.0), STARTS
         )
     ]
 

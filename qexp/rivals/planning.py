@@ -130,9 +130,7 @@ def plan_rival(
         If Poisson samples are to be accounted for and dp-accounting is not installed.
     """
     if not isinstance(method, Method):
-        raise TypeError(
-            f"method is a {type(method).__name__}; it needs one of qexp.rivals.METHODS"
-        )
+        raise TypeError(f"method is a {type(method).__name__}; it needs one of qexp.rivals.METHODS")
     X, y = public_records(model, X_public, y_public)
     n = _checks.count(n_records, "n_records")
     target = Target(float(target_epsilon), float(target_delta), neighboring_relation)
@@ -147,9 +145,7 @@ def plan_rival(
     if trials is not None and _checks.count(trials, "trials") < len(pool):
         kept = np.random.default_rng(seed).permutation(len(pool))[:trials]
         pool = [pool[i] for i in sorted(kept)]
-    shifts = make_shifts(
-        surrogate, model, X, y, image_shape, public_group, budget.surrogates, seed
-    )
+    shifts = make_shifts(surrogate, model, X, y, image_shape, public_group, budget.surrogates, seed)
     search = _Search(method, model, PublicData(X, y), shifts, n, target, seed)
     search.run(pool, budget, refine=candidates is None, progress=progress)
     best = search.ranked()[0]

@@ -126,9 +126,7 @@ def _tune(
             label=label,
         )
         whole = math.ceil(_LONGER * steps)
-        return descend(
-            descent, model, steps, mean, lambda t: learning_rate * one_cycle(t, whole)
-        )
+        return descend(descent, model, steps, mean, lambda t: learning_rate * one_cycle(t, whole))
 
     warm_up = settings.warm_up_epochs * per_epoch
     head = _head(shapes)
@@ -210,7 +208,7 @@ def _custom(
 ) -> Part:
     grouped = groups >= 0
     numbers, of_group = np.unique(groups[grouped], return_inverse=True)
-    scores = np.bincount(of_group, weights=values[grouped], minlength=len(numbers))
+    scores = np.bincount(of_group, values[grouped], len(numbers)).astype(np.float64)
     chosen = ~grouped
     chosen[grouped] = _best(scores, kept)[of_group]
     return SomeEntries(shapes, chosen)
@@ -252,9 +250,7 @@ def _candidates() -> list[SpartaSettings]:
         {"sampling_rate": 0.25, "epochs": 50, "warm_up_epochs": 0},
         {"sampling_rate": 0.25, "epochs": 50, "warm_up_epochs": 10},
     )
-    choices = itertools.product(
-        rates, ("row", "column"), (0.2, 0.8), (0.1, 0.3, 1.0), (0.3, 1.0)
-    )
+    choices = itertools.product(rates, ("row", "column"), (0.2, 0.8), (0.1, 0.3, 1.0), (0.3, 1.0))
     return [
         SpartaSettings(
             groups=groups,

@@ -16,7 +16,7 @@ DELTA = 1e-5
 
 
 def sampled_rdp(rate, sigma, order):
-    """Rényi divergence of the sampled Gaussian at an integer order (Mironov et al. 2019, eq. 30)."""
+    """Rényi divergence of the sampled Gaussian at an integer order (Mironov et al. 2019)."""
     k = np.arange(order + 1)
     terms = (
         np.log(special.comb(order, k))

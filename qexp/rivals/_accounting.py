@@ -78,7 +78,13 @@ def _accounting() -> Any:
 
 
 def poisson_epsilon(
-    rate: float, steps: int, noise_multiplier: float, delta: float, neighboring_relation: str
+    rate: float,
+    steps: int,
+    noise_multiplier: float,
+    delta: float,
+    neighboring_relation: str,
+    *,
+    discretization: float = _DISCRETIZATION,
 ) -> float:
     """Give the ε of Gaussian sums over Poisson samples, by privacy loss distributions.
 
@@ -95,6 +101,8 @@ def poisson_epsilon(
         Under "replace_special" a null record takes part in the sampling and adds zero, so that the
         two laws of a sum, (1-q) N(0,σ²) + q N(1,σ²) and N(0,σ²), are those under
         "add_or_remove_one", and so is ε.
+    discretization : float
+        Of the privacy losses.
 
     Returns
     -------
@@ -109,7 +117,7 @@ def poisson_epsilon(
     """
     package = _accounting()
     relation = package.NeighboringRelation[neighboring_relation.upper()]
-    accountant = package.pld.PLDAccountant(relation, value_discretization_interval=_DISCRETIZATION)
+    accountant = package.pld.PLDAccountant(relation, value_discretization_interval=discretization)
     event = package.GaussianDpEvent(noise_multiplier)
     accountant.compose(package.PoissonSampledDpEvent(rate, event) if rate < 1 else event, steps)
     return float(accountant.get_epsilon(delta))
@@ -124,8 +132,14 @@ def poisson_noise_multiplier(
         raise ValueError(f"the sampling rate is {rate}; it needs a number in (0, 1)")
     steps = _checks.count(steps, "steps")
 
+    spent: dict[float, float] = {}
+    discretization = _DISCRETIZATION * max(1.0, epsilon)
+
     def is_private(sigma: float) -> bool:
-        return poisson_epsilon(rate, steps, sigma, delta, neighboring_relation) <= epsilon
+        spent[sigma] = poisson_epsilon(
+            rate, steps, sigma, delta, neighboring_relation, discretization=discretization
+        )
+        return spent[sigma] <= epsilon
 
     # The central limit theorem of Bu, Dong, Long and Su (2020): μ ≈ q √(T (exp(σ⁻²) - 1)).
     mu = calibrate_mu(epsilon, delta)
@@ -138,9 +152,13 @@ def poisson_noise_multiplier(
         while not is_private(high := low * step):
             low, step = high, step * step
     while high > low * (1 + _TOLERANCE):
-        middle = math.sqrt(low * high)
-        if is_private(middle):
-            high = middle
-        else:
-            low = middle
+        # Log ε is nearly linear in log σ: look on both sides of where it should be.
+        part = math.log(spent[low] / epsilon) / math.log(spent[low] / spent[high])
+        crossing = low * (high / low) ** min(max(part, 0.02), 0.98)
+        for sigma in (crossing * (1 + _TOLERANCE / 3), crossing / (1 + _TOLERANCE / 3)):
+            if low < sigma < high:
+                if is_private(sigma):
+                    high = sigma
+                else:
+                    low = sigma
     return high

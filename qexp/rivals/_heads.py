@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qexp.rivals._boundary import Pairs, PairsOf
+from qexp.rivals._method import PublicData
 from qexp.rivals._parts import layer_shapes
 
-__all__ = ["Head"]
+__all__ = ["Head", "head_of"]
 
 
 class Head:
@@ -26,6 +27,9 @@ class Head:
     model
     feature_norm : float
         What features are clipped to.
+    public : PublicData, optional
+        Where given, features are centred: less the mean of the public records' ones, but for the
+        trailing 1. Noise on weights of features with a large mean in common favours single classes.
 
     Raises
     ------
@@ -33,7 +37,7 @@ class Head:
         If the model has no linear last layer.
     """
 
-    def __init__(self, model: Any, feature_norm: float) -> None:
+    def __init__(self, model: Any, feature_norm: float, public: PublicData | None = None) -> None:
         shapes = layer_shapes(model)
         if not hasattr(model, "layer_shapes") or not hasattr(model, "n_classes"):
             raise ValueError(
@@ -44,14 +48,25 @@ class Head:
         self.n_classes, self.n_features = shapes[-1]
         size = self.n_classes * self.n_features
         self._body = model.weights[:-size].astype(np.float64)
-        #: The pretrained head (K, d), for features in the unit ball.
-        self.pretrained = (
-            model.weights[-size:].astype(np.float64).reshape(shapes[-1]) * feature_norm
-        )
+        self._centre = np.zeros(self.n_features)
+        if public is not None:
+            self._centre[:-1] = self._public_mean(public)[:-1]
+        head = model.weights[-size:].astype(np.float64).reshape(shapes[-1])
+        head[:, -1] += head @ self._centre
+        #: The pretrained head (K, d), for centred features in the unit ball.
+        self.pretrained: NDArray[np.float64] = head * feature_norm
 
     def weights(self, head: NDArray[np.float64]) -> NDArray[np.float64]:
         """Give all weights of the model with the head (K, d) on it."""
-        return np.concatenate([self._body, (head / self._norm).ravel()])
+        scaled = head / self._norm
+        scaled[:, -1] -= scaled @ self._centre
+        return np.concatenate([self._body, scaled.ravel()])
+
+    def _public_mean(self, public: PublicData) -> NDArray[np.float64]:
+        total = np.zeros(self.n_features)
+        for factors in self._model.gradient_blocks(public.X, public.y).factor_blocks():
+            total += factors[-1][0].sum(axis=0, dtype=np.float64)
+        return total / len(public.y)
 
     def blocks(
         self, X: NDArray[Any], y: NDArray[Any]
@@ -66,8 +81,9 @@ class Head:
             labels = np.asarray(y[start : start + len(inputs)])
             start += len(inputs)
             with np.errstate(all="ignore"):
-                norms = np.sqrt(np.square(inputs).sum(axis=1, keepdims=True))
-                features = inputs / np.maximum(norms, self._norm)
+                centred = inputs - self._centre
+                norms = np.sqrt(np.square(centred).sum(axis=1, keepdims=True))
+                features = centred / np.maximum(norms, self._norm)
             usable = np.isfinite(deltas).all(axis=1) & np.isfinite(features).all(axis=1)
             features[~usable] = np.nan
             yield features, (labels[:, None] == np.arange(self.n_classes)).astype(np.float64)
@@ -84,3 +100,12 @@ class Head:
                     yield of_block(features, indicators)
 
         return pairs_of
+
+
+def head_of(model: Any, settings: Any, public: PublicData | None) -> Head:
+    """Make the head that settings with `feature_norm` and `centred` ask for."""
+    if settings.centred and public is None:
+        raise ValueError(
+            "centred features take a public mean; give public_data=(X_public, y_public)"
+        )
+    return Head(model, settings.feature_norm, public if settings.centred else None)

@@ -21,7 +21,7 @@ from scipy.special import expit
 
 from qexp._factor import row_product
 from qexp.rivals._boundary import Boundary, Pairs
-from qexp.rivals._heads import Head
+from qexp.rivals._heads import Head, head_of
 from qexp.rivals._method import Method, PublicData, Tuned
 from qexp.rivals._settings import check_choice, check_count, check_not_negative, check_positive
 
@@ -52,11 +52,15 @@ class LeastSquaresSettings:
         λ in θ_c = (A_c + αG + λI)⁻¹ b_c, for sums over records in the unit ball.
     feature_norm : float
         C.
+    centred : bool
+        Subtract the public records' mean from features beforehand, which the paper does not; needs
+        public data.
     """
 
     global_weight: float = 2.0
     ridge: float = 12.0
     feature_norm: float = 1.0
+    centred: bool = False
 
     def __post_init__(self) -> None:
         check_not_negative(self, "global_weight")
@@ -76,6 +80,8 @@ class NewtonSettings:
         λ in w_c ← w_c - η (H_c + λI)⁻¹ g_c, for sums over records in the unit ball.
     feature_norm : float
         C.
+    centred : bool
+        As in :class:`LeastSquaresSettings`.
     start : {"zero", "pretrained"}
         The paper starts at zero.
     """
@@ -84,6 +90,7 @@ class NewtonSettings:
     learning_rate: float = 0.625
     ridge: float = 10.0
     feature_norm: float = 1.0
+    centred: bool = False
     start: Start = "zero"
 
     def __post_init__(self) -> None:
@@ -105,6 +112,8 @@ class FeatureCovarianceSettings:
         λ in w ← w - η (G + λI)⁻¹ g.
     feature_norm : float
         C of the features.
+    centred : bool
+        As in :class:`LeastSquaresSettings`.
     clipping_norm : float
         Of a record's gradient, which is at most 1/√K.
     start : {"zero", "pretrained"}
@@ -115,6 +124,7 @@ class FeatureCovarianceSettings:
     learning_rate: float = 0.2
     ridge: float = 100.0
     feature_norm: float = 1.0
+    centred: bool = False
     clipping_norm: float = 1.0
     start: Start = "zero"
 
@@ -161,7 +171,7 @@ def _outer(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64
 def _tune_ls(
     model: Any, boundary: Boundary, settings: LeastSquaresSettings, public: PublicData | None
 ) -> Tuned:
-    head = Head(model, settings.feature_norm)
+    head = head_of(model, settings, public)
     d, classes = head.n_features, head.n_classes
     boundary.plan_full_batch([1.0, 1.0, 1.0])
     shared = _second_moments(boundary, head)
@@ -200,7 +210,7 @@ def _start(head: Head, start: Start) -> NDArray[np.float64]:
 def _tune_newton(
     model: Any, boundary: Boundary, settings: NewtonSettings, public: PublicData | None
 ) -> Tuned:
-    head = Head(model, settings.feature_norm)
+    head = head_of(model, settings, public)
     d, classes = head.n_features, head.n_classes
     boundary.plan_full_batch([1.0] * (2 * settings.steps))
     theta = _start(head, settings.start)
@@ -252,7 +262,7 @@ def _tune_newton(
 def _tune_fc(
     model: Any, boundary: Boundary, settings: FeatureCovarianceSettings, public: PublicData | None
 ) -> Tuned:
-    head = Head(model, settings.feature_norm)
+    head = head_of(model, settings, public)
     d, classes = head.n_features, head.n_classes
     boundary.plan_full_batch([1.0] * (1 + settings.steps))
     preconditioner = np.linalg.inv(_ridged(_second_moments(boundary, head), settings.ridge))
@@ -281,11 +291,18 @@ def _tune_fc(
     return _finished(head, theta, head.pretrained)
 
 
+_FEATURES: Final[tuple[dict[str, Any], ...]] = (
+    {"feature_norm": 1.0},
+    {"feature_norm": 6.0},
+    {"feature_norm": 3.0, "centred": True},
+)
+
+
 def _ls_candidates() -> list[LeastSquaresSettings]:
     return [
-        LeastSquaresSettings(ridge=ridge, global_weight=alpha, feature_norm=norm)
-        for ridge, alpha, norm in itertools.product(
-            (1.0, 3.0, 12.0, 30.0, 100.0, 300.0), (0.0, 0.3, 1.0, 2.0, 6.0), (1.0, 6.0)
+        LeastSquaresSettings(ridge=ridge, global_weight=alpha, **features)
+        for ridge, alpha, features in itertools.product(
+            (1.0, 3.0, 12.0, 30.0, 100.0, 300.0), (0.0, 0.3, 1.0, 2.0, 6.0), _FEATURES
         )
     ]
 
@@ -300,9 +317,9 @@ def _ls_neighbours(settings: LeastSquaresSettings) -> list[LeastSquaresSettings]
 
 def _newton_candidates() -> list[NewtonSettings]:
     return [
-        NewtonSettings(steps=steps, learning_rate=eta, ridge=ridge, feature_norm=norm, start=start)
-        for steps, eta, ridge, norm, start in itertools.product(
-            (1, 2, 4), (0.3, 0.625, 1.0), (3.0, 10.0, 30.0, 100.0), (1.0, 6.0), STARTS
+        NewtonSettings(steps=steps, learning_rate=eta, ridge=ridge, start=start, **features)
+        for steps, eta, ridge, features, start in itertools.product(
+            (1, 2, 4), (0.3, 0.625, 1.0), (3.0, 10.0, 30.0, 100.0), _FEATURES, STARTS
         )
     ]
 
@@ -310,15 +327,15 @@ def _newton_candidates() -> list[NewtonSettings]:
 def _fc_candidates() -> list[FeatureCovarianceSettings]:
     return [
         FeatureCovarianceSettings(
-            steps=steps, learning_rate=eta, ridge=ridge, feature_norm=norm, start=start
+            steps=steps, learning_rate=eta, ridge=ridge, start=start, **features
         )
-        for steps, eta, ridge, norm, start in itertools.product(
+        for steps, eta, ridge, features, start in itertools.product(
             # The published 0.2 for a gradient that is a mean over classes, and steps that make up
             # for that mean.
             (1, 3, 10, 30),
-            (0.2, 1.0, 5.0, 20.0),
+            (0.2, 5.0, 20.0),
             (10.0, 30.0, 100.0),
-            (1.0, 6.0),
+            _FEATURES,
             STARTS,
         )
     ]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from qexp.rivals._boundary import Boundary
-from qexp.rivals._heads import Head
+from qexp.rivals._heads import head_of
 from qexp.rivals._method import Method, PublicData, Tuned
 from qexp.rivals._settings import check_choice, check_count, check_positive
 from qexp.rivals.linear_heads import STARTS, Start
@@ -42,6 +42,8 @@ class OutputPerturbationSettings:
         and so less noise is needed.
     feature_norm : float
         What features are clipped to; then they are divided by it.
+    centred : bool
+        Subtract the public records' mean from features beforehand; needs public data.
     start : {"zero", "pretrained"}
         W₀.
     """
@@ -49,6 +51,7 @@ class OutputPerturbationSettings:
     regularisation: float = 1e-2
     steps: int = 300
     feature_norm: float = 6.0
+    centred: bool = False
     start: Start = "pretrained"
 
     def __post_init__(self) -> None:
@@ -95,7 +98,7 @@ def _tune(
     settings: OutputPerturbationSettings,
     public: PublicData | None,
 ) -> Tuned:
-    head = Head(model, settings.feature_norm)
+    head = head_of(model, settings, public)
     centre = head.pretrained if settings.start == "pretrained" else np.zeros_like(head.pretrained)
     lam = settings.regularisation
 
@@ -127,10 +130,15 @@ def _tune(
 
 
 def _candidates() -> list[OutputPerturbationSettings]:
+    features: tuple[dict[str, Any], ...] = (
+        {"feature_norm": 1.0},
+        {"feature_norm": 3.0},
+        {"feature_norm": 3.0, "centred": True},
+    )
     return [
-        OutputPerturbationSettings(regularisation=lam, steps=steps, feature_norm=norm, start=start)
-        for lam, steps, norm, start in itertools.product(
-            (1e-3, 3e-3, 1e-2, 3e-2, 0.1), (10, 30, 100, 300), (1.0, 3.0, 9.0), STARTS
+        OutputPerturbationSettings(regularisation=lam, steps=steps, start=start, **chosen)
+        for lam, steps, chosen, start in itertools.product(
+            (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (10, 30, 100, 300), features, STARTS
         )
     ]
 

@@ -81,7 +81,7 @@ class Method(Generic[S]):
     summary : str
         What it does and where it is from.
     settings_type : type
-        A frozen dataclass, whose defaults are the published ones.
+        A frozen dataclass; its defaults are the published ones where there are any.
     needs_public_data : bool
     """
 
@@ -140,6 +140,15 @@ class Method(Generic[S]):
             If a public argument is out of its range.
         ImportError
             If Poisson samples are to be accounted for and dp-accounting is not installed.
+
+        Notes
+        -----
+        All methods state the relation that qexp states, so that equal (ε, δ) mean the same promise.
+        For sums over all records, μ is exact under either relation. For Poisson samples the
+        accounting is dp_accounting's by privacy loss distributions. Under "replace_special" a null
+        record is sampled like any other and adds zero; the laws of a sum with and without the
+        record's gradient are then those of the literature's "add or remove one", whose figures
+        compare directly, while n, and with it the expected size of a sample, is public.
         """
         chosen = self._settings(settings)
         target = Target(float(target_epsilon), float(target_delta), neighboring_relation)

@@ -196,7 +196,7 @@ def _sgd_candidates() -> list[SGDSettings]:
         for (rate, steps), clip, step in itertools.product(
             # Small lots over few epochs, and large ones over many, as De et al. and Tramèr and
             # Boneh found best.
-            ((0.02, 200), (0.06, 100), (0.06, 400), (0.25, 50), (0.25, 200)),
+            ((0.02, 200), (0.06, 100), (0.06, 400), (0.25, 100), (0.25, 400)),
             _CLIPS,
             _SGD_STEPS,
         )
@@ -206,7 +206,7 @@ def _sgd_candidates() -> list[SGDSettings]:
 def _gd_candidates() -> list[GradientDescentSettings]:
     return [
         GradientDescentSettings(steps=steps, learning_rate=eta, momentum=m, **clip)
-        for steps, clip, (eta, m) in itertools.product((4, 8, 16, 32, 64, 128), _CLIPS, _GD_STEPS)
+        for steps, clip, (eta, m) in itertools.product((8, 32, 64, 128, 256), _CLIPS, _GD_STEPS)
     ]
 
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from qexp._communicator import Communicator
 from qexp.bits import BitGenerator
 from qexp.curvature import Curvature
 from qexp.layered import KroneckerLayer, LayeredCurvature
@@ -60,8 +61,14 @@ def input_scales(curvature: Curvature) -> list[float]:
 
 
 def input_moments(
-    source: RecordSource, curvature: LayeredCurvature, *, lattice: Lattice, bits: BitGenerator
-) -> NoisySum:
+    source: RecordSource,
+    curvature: LayeredCurvature,
+    *,
+    lattice: Lattice,
+    bits: BitGenerator,
+    n_records: int | None = None,
+    communicator: Communicator | None = None,
+) -> NoisySum | None:
     """Draw the noisy sum of the private records' whitened second moments.
 
     Parameters
@@ -73,18 +80,23 @@ def input_moments(
     lattice : Lattice
         Of clipping norm √(number of Kronecker layers): each layer's part has a norm of at most 1.
     bits : BitGenerator
+    n_records : int, optional
+        Of all ranks. Default: the source's.
+    communicator : Communicator, optional
+        As in :func:`qexp.private_sum.private_sum`.
 
     Returns
     -------
-    NoisySum
+    NoisySum, or None on all ranks but the root
         One in x in matrix a Kronecker layer, over the scale of :func:`input_scales`.
     """
     return private_sum(
         _moment_blocks(source, curvature),
         n_components=n_moments(curvature),
-        n_records=source.n_records,
+        n_records=source.n_records if n_records is None else n_records,
         lattice=lattice,
         bits=bits,
+        communicator=communicator,
     )
 
 

@@ -197,8 +197,8 @@ def _candidates() -> list[AdaMixSettings]:
         AdaMixSettings(steps=steps, learning_rate=eta, public_weight=weight, **clipping, **subspace)
         # 28 steps at noise multiplier 20 are μ = 0.264, about ε = 1 at δ = 1e-5.
         for steps, eta, weight, clipping, subspace in itertools.product(
-            (4, 28, 80),
-            (0.5, 1.5, 5.0),
+            (10, 28, 80),
+            (1.0, 4.0, 12.0),
             (0.1, 1.0),
             ({"clipping_quantile": 0.9}, {"clipping_quantile": 0.99}, {"clipping_norm": 1.0}),
             subspaces,

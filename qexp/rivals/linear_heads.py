@@ -319,7 +319,7 @@ def _newton_candidates() -> list[NewtonSettings]:
     return [
         NewtonSettings(steps=steps, learning_rate=eta, ridge=ridge, start=start, **features)
         for steps, eta, ridge, features, start in itertools.product(
-            (1, 2, 4), (0.3, 0.625, 1.0), (3.0, 10.0, 30.0, 100.0), _FEATURES, STARTS
+            (1, 3, 8), (0.3, 0.625, 1.0), (3.0, 10.0, 50.0, 200.0), _FEATURES, STARTS
         )
     ]
 
@@ -332,9 +332,9 @@ def _fc_candidates() -> list[FeatureCovarianceSettings]:
         for steps, eta, ridge, features, start in itertools.product(
             # The published 0.2 for a gradient that is a mean over classes, and steps that make up
             # for that mean.
-            (1, 3, 10, 30),
-            (0.2, 5.0, 20.0),
-            (10.0, 30.0, 100.0),
+            (1, 10, 40),
+            (0.2, 5.0, 20.0, 60.0),
+            (10.0, 50.0, 200.0),
             _FEATURES,
             STARTS,
         )

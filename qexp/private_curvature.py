@@ -38,8 +38,10 @@ __all__ = [
 
 # A record counts with at most so many times the mean squared norm of public records.
 MOST_OF_MEAN: Final = 2.0
-# The noise's own largest eigenvalue passes its limit by a little.
-_BEYOND_EDGE: Final = 1.1
+# The noise's own extreme eigenvalues pass the semicircle's edge by about d^(-1/6) times a number of
+# Tracy and Widom's distribution ("On orthogonal and symplectic matrix ensembles", 1996), which is
+# above this once in a thousand.
+_BEYOND_EDGE: Final = 3.3
 # No direction is thought to have less than this share of its public curvature.
 _LEAST_SHARE: Final = 0.1
 
@@ -153,9 +155,10 @@ def kept_directions(
     vectors : ndarray, shape (d, r)
     """
     values, vectors = np.linalg.eigh(excess)
-    # σ√d of the semicircle law; off the diagonal the symmetric part has half the variance.
-    radius = noise_std * math.sqrt(len(excess) / 2)
-    beyond = np.abs(values) > _BEYOND_EDGE * 2 * radius
+    # Off the diagonal the symmetric part has half the variance.
+    d, std = len(excess), noise_std / math.sqrt(2)
+    radius = std * math.sqrt(d)
+    beyond = np.abs(values) > 2 * radius + std * _BEYOND_EDGE * d ** (-1 / 6)
     found = values[beyond]
     without_noise = np.sign(found) * (np.abs(found) + np.sqrt(found**2 - 4 * radius**2)) / 2
     return np.maximum(without_noise, _LEAST_SHARE - 1), vectors[:, beyond]

@@ -231,6 +231,7 @@ class PrivateBoundary(Boundary):
             lattice=lattice,
             bits=self._bits.spawn(2 * self._next + 1),
         )
+        assert noisy is not None  # there is one process, and it is the root
         self.claims.append((planned.rate, noisy.mu))
         self.lattices.append(lattice)
         return noisy.values
@@ -269,6 +270,7 @@ class PrivateBoundary(Boundary):
             lattice=lattice,
             bits=self._bits.spawn(2 * self._next + 1),
         )
+        assert noisy is not None  # there is one process, and it is the root
         self.claims.append((planned.rate, mu))
         self.lattices.append(lattice)
         return noisy.values

@@ -377,7 +377,7 @@ _CURVE_RECORDS: Final = 3000
 
 
 @dataclass(frozen=True)
-class _Effort:
+class Effort:
     """How many surrogates; then stages of halving: (candidates, surrogates, records) at most."""
 
     surrogates: int
@@ -385,9 +385,9 @@ class _Effort:
     refinements: int
 
 
-_EFFORTS: Final = {
-    "quick": _Effort(3, ((None, 1, 500), (64, 3, 800), (24, 3, 2500), (8, 3, None)), 1),
-    "full": _Effort(5, ((None, 2, 1000), (128, 5, 1500), (48, 5, 4000), (16, 5, None)), 2),
+EFFORTS: Final = {
+    "quick": Effort(3, ((None, 1, 500), (64, 3, 800), (24, 3, 2500), (8, 3, None)), 1),
+    "full": Effort(5, ((None, 2, 1000), (128, 5, 1500), (48, 5, 4000), (16, 5, None)), 2),
 }
 
 
@@ -637,13 +637,13 @@ def plan(
     ...                  target_epsilon=1.0, target_delta=1e-5)  # doctest: +SKIP
     >>> plan.schedule  # doctest: +SKIP
     """
-    X, y = _public_records(model, X_public, y_public)
+    X, y = public_records(model, X_public, y_public)
     n = _checks.count(n_records, "n_records")
     noise = 1 / (n * calibrate_mu(target_epsilon, target_delta))
-    if effort not in _EFFORTS:
+    if effort not in EFFORTS:
         raise ValueError(f"effort is {effort!r}; it needs 'quick' or 'full'")
-    budget = _EFFORTS[effort]
-    shifts = _shifts(surrogate, model, X, y, image_shape, public_group, budget.surrogates, seed)
+    budget = EFFORTS[effort]
+    shifts = make_shifts(surrogate, model, X, y, image_shape, public_group, budget.surrogates, seed)
     search = _Search(model, X, y, shifts, n, noise, target_delta, curvature, n_components, seed)
     grid = candidate_schedules(rounds) if candidates is None else list(candidates)
     if candidates is None:
@@ -709,7 +709,7 @@ class _Search:
     def run(
         self,
         grid: Sequence[Schedule],
-        effort: _Effort,
+        effort: Effort,
         *,
         refine: bool,
         fixed_rounds: int | None,
@@ -865,7 +865,7 @@ def _neighbours(schedule: Schedule, fixed_rounds: int | None) -> list[Schedule]:
     return [replace(schedule, **changes) for changes in varied]
 
 
-def _public_records(
+def public_records(
     model: Any, X_public: ArrayLike, y_public: ArrayLike
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     X, y = np.asarray(X_public), np.asarray(y_public)
@@ -884,7 +884,7 @@ def _public_records(
     return X, y
 
 
-def _shifts(
+def make_shifts(
     surrogate: str | Surrogate | Sequence[Surrogate],
     model: Any,
     X: NDArray[Any],
@@ -968,6 +968,20 @@ def _simulated(
     seed: int,
 ) -> _Shifted:
     """Shift the public records and split them into simulated private and test records."""
+    X_private, y_private, X_test, y_test = split_shifted(shift, X, y, n_records, seed)
+    return _Shifted(
+        trial(X_private, y_private),
+        X_test,
+        y_test,
+        float(model.score(X_test, y_test)),
+        float(model.loss(X_test, y_test)),
+    )
+
+
+def split_shifted(
+    shift: Surrogate, X: NDArray[Any], y: NDArray[Any], n_records: int, seed: int
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Give simulated private records, at most `n_records`, their labels, and those of the test."""
     rng = np.random.default_rng(seed)
     shifted, labels = shift(X, y, rng)
     order = rng.permutation(len(shifted))
@@ -975,10 +989,9 @@ def _simulated(
     private, test = order[:n_private], order[n_private:][:_MOST_TEST_RECORDS]
     if len(private) == 0 or len(test) == 0:
         raise ValueError(f"the surrogate {shift} left {len(order)} records; it needs more")
-    return _Shifted(
-        trial(np.ascontiguousarray(shifted[private]), labels[private]),
+    return (
+        np.ascontiguousarray(shifted[private]),
+        labels[private],
         shifted[test],
         labels[test],
-        float(model.score(shifted[test], labels[test])),
-        float(model.loss(shifted[test], labels[test])),
     )

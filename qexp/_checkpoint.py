@@ -51,7 +51,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp._files import atomic_write
+from qexp._files import DamagedFileError, atomic_write
 
 __all__ = ["FineTuneState", "load_state", "locked", "save_state"]
 
@@ -191,12 +191,12 @@ def load_state(
     except FileNotFoundError:
         return None
     except (OSError, EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(
+        raise DamagedFileError(
             f"{name!r} is not a readable checkpoint ({error}): restore it, or give another path "
             "to start anew, which costs anew"
         ) from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        raise ValueError(f"{name!r} is not a checkpoint of a fine-tuning; give another path")
+        raise DamagedFileError(f"{name!r} is not a checkpoint of a fine-tuning; give another path")
     if document.get("version") != _VERSION:
         raise ValueError(
             f"{name!r} is a checkpoint of format {document.get('version')!r}; this version of "

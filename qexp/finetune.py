@@ -436,7 +436,9 @@ class _Job:
                     if self.ledger is not None:
                         try:
                             reservation = stack.enter_context(
-                                self.ledger.reserve(self.lattices[t - 1].mu, self._label(t))
+                                self.ledger.reserve(
+                                    self.lattices[t - 1].mu, self._label(t), resume=True
+                                )
                             )
                         except BudgetExceededError:
                             if t == 1:
@@ -579,7 +581,7 @@ class _Job:
     def _charge_saved(self, t: int) -> None:
         assert self.ledger is not None
         try:
-            self.ledger.charge(self.lattices[t - 1].mu, self._label(t))
+            self.ledger.charge(self.lattices[t - 1].mu, self._label(t), resume=True)
         except BudgetExceededError as error:
             raise BudgetExceededError(
                 f"the checkpoint holds round {t}, for which the ledger was not charged and has "

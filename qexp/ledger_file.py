@@ -38,12 +38,11 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final
 
 from qexp import _checks
 from qexp._files import DamagedFileError, advice, atomic_write
@@ -713,21 +712,6 @@ class SharedLedger(PrivacyLedger):
             error.add_note(f"its reservation {number} stays open and counts: {failure}")
 
 
-@contextlib.contextmanager
-def _reading(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    name = os.path.realpath(path)
-    # Not while another thread of this process has it locked: closing would free that lock.
-    with _turn(name):
-        try:
-            file = open(name, "rb")
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                errno.ENOENT, f"no shared privacy ledger at {name!r}: correct the path"
-            ) from None
-        with file:
-            yield file
-
-
 @dataclass(frozen=True, kw_only=True)
 class LedgerSummary:
     """What a ledger's file says, read without a lock and without changing it.
@@ -779,8 +763,16 @@ def read_ledger(path: str | os.PathLike[str]) -> LedgerSummary:
     DamagedFileError
         If it is not as it was written.
     """
-    with _reading(path) as file:
-        data = file.read()
+    name = os.path.realpath(path)
+    # Not while another thread of this process has it locked: closing would free that lock.
+    with _turn(name):
+        try:
+            with open(name, "rb") as file:
+                data = file.read()
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                errno.ENOENT, f"no shared privacy ledger at {name!r}: correct the path"
+            ) from None
     book = _Book()
     try:
         rest = book.feed(data)

@@ -124,6 +124,13 @@ class DenseCurvature:
         trace = float(np.einsum("ij,ij->", inverse_factor, inverse_factor))
         self._effective_dimension = max(0.0, len(inverse_factor) - damping * trace)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_whitener"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._whitener = whitener(self._inverse_factor)
+
     @classmethod
     def from_rows(
         cls, blocks: Iterable[NDArray[Any]], *, n_records: int, damping: float

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import math
 import os
@@ -274,7 +273,9 @@ class ScheduleSettings:
     def fixed(self) -> Schedule:
         """Give the schedule of a job without a plan."""
         assert self.rounds != "plan"
-        assert self.clipping_norm and self.step_size and self.damping
+        assert self.clipping_norm is not None
+        assert self.step_size is not None
+        assert self.damping is not None
         return Schedule(
             rounds=self.rounds,
             clipping_norm=self.clipping_norm,
@@ -342,22 +343,26 @@ class JobSettings:
     run: RunSettings
     path: str
 
-    def what_shapes_the_plan(self, n_records: int) -> str:
-        """Give a digest of all settings that a plan depends on."""
-        parts = [self.model, self.public, self.schedule, self.projection]
-        text = [dataclasses.asdict(part) for part in parts]
-        privacy = [self.privacy.epsilon, self.privacy.delta, self.privacy.neighboring_relation]
-        document = json.dumps([text, privacy, self.run.public_seed, n_records], sort_keys=True)
-        return hashlib.sha256(document.encode()).hexdigest()
-
     def describe(self) -> dict[str, Any]:
-        """Give the settings that a certificate holds: all but the paths of private files."""
+        """Give the settings that a certificate holds: nothing of private files, no folders."""
         result = {
-            name: dataclasses.asdict(getattr(self, name))
+            name: _without_folders(getattr(self, name))
             for name in ("model", "public", "privacy", "schedule", "projection", "run")
         }
         result["private"] = {"max_records_per_user": self.private.max_records_per_user}
         return result
+
+
+def _without_folders(section: Any) -> dict[str, Any]:
+    described = {}
+    for key in dataclasses.fields(section):
+        value = getattr(section, key.name)
+        if key.metadata["check"] is _PATH and value is not None:
+            value = os.path.basename(value)
+        elif key.metadata["check"] is _PATHS and value is not None:
+            value = [os.path.basename(path) for path in value]
+        described[key.name] = list(value) if isinstance(value, tuple) else value
+    return described
 
 
 _SECTIONS: Final[dict[str, type]] = {
@@ -498,6 +503,11 @@ def _contradictions(job: JobSettings) -> list[str]:
         need(
             model.kind == "perceptron",
             "schedule.rounds: plans are made for perceptrons; give a torch model its rounds",
+        )
+        need(
+            job.projection.kind == "none",
+            "schedule.rounds: plans are made without a projection; give rounds as a number, or "
+            'projection.kind = "none"',
         )
     else:
         for name in ("clipping_norm", "step_size", "damping"):

@@ -40,7 +40,7 @@ class Log:
             return
         line = f"qexp: {words}"
         if not self.is_terminal:
-            stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
+            stamp = datetime.now(UTC).isoformat(timespec="seconds")
             line = json.dumps({"time": stamp, "event": name, "message": words, **facts})
         # The work goes on when nobody reads any more.
         with contextlib.suppress(OSError):

@@ -26,9 +26,10 @@ body { font: 16px/1.55 system-ui, sans-serif; color: var(--text); background: va
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; margin: 0.6rem 0; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: 0.3rem; }
-th, td { text-align: left; vertical-align: top; padding: 0.2rem 1.1rem 0.2rem 0;
+th, td { text-align: left; vertical-align: top; padding: 0.2rem 0.9rem 0.2rem 0;
   border-bottom: 1px solid var(--rule); overflow-wrap: anywhere; }
-td.number, th.number { text-align: right; }
+td.number, th.number { text-align: right; overflow-wrap: normal; }
+td.number { white-space: nowrap; }
 .wide { overflow-x: auto; }
 .statement { background: var(--panel); border-left: 4px solid var(--blue); padding: 0.7rem 1rem; }
 .warning { border-left-color: var(--red); color: var(--red); font-weight: 600; }

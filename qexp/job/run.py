@@ -178,7 +178,7 @@ class _Run:
             schedule=made["schedule"],
             predicted_accuracy=made["predicted_accuracy"],
             accuracy_before=made["accuracy_before"],
-            seconds=round(time.monotonic() - began, 3),
+            seconds=round(time.monotonic() - began, 1),
         )
         return made
 
@@ -202,7 +202,7 @@ class _Run:
                     mu_so_far=report.mu_so_far,
                     noise_to_signal=report.noise_to_signal,
                     step_norm=report.step_norm,
-                    seconds=round(now - began, 3),
+                    seconds=round(now - began, 1),
                 )
             began = now
             self.stopper.between_rounds(is_last=report.round == report.rounds)

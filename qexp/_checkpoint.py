@@ -27,6 +27,8 @@ the ledger saved it                             and not in the ledger
 
 The owner of a ledger on disk saves it in ``on_round``, before showing the round to anybody.
 
+Private curvature is a draw of its own before the first round, and goes the same way as round 0.
+
 A ledger that has rounds which the checkpoint has not tells of an older copy of the checkpoint:
 those rounds may have been published, and drawing them again would be a release of its own. It is
 refused. Without a ledger an older copy cannot be told, so keep one file a job. Two processes
@@ -57,7 +59,7 @@ __all__ = ["FineTuneState", "load_state", "locked", "save_state"]
 
 _FORMAT: Final = "qexp fine-tuning checkpoint"
 _VERSION: Final = 1
-_ARRAYS: Final = ("weights", "velocity", "iterate_sum")
+_ARRAYS: Final = ("weights", "velocity", "iterate_sum", "input_moments")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,6 +80,8 @@ class FineTuneState:
         Sum of the iterates that are averaged, once there is one.
     iterates_summed : int
         How many they are.
+    input_moments : ndarray of float64, or None
+        The noisy sum that private curvature is made of, once it is drawn.
     history : tuple of mappings
         Public numbers of every round done, its claim among them.
     diverged : bool
@@ -90,6 +94,7 @@ class FineTuneState:
     velocity: NDArray[np.float64] | None = field(default=None, repr=False)
     iterate_sum: NDArray[np.float64] | None = field(default=None, repr=False)
     iterates_summed: int = 0
+    input_moments: NDArray[np.float64] | None = field(default=None, repr=False)
     history: tuple[Mapping[str, Any], ...] = ()
     diverged: bool = False
 

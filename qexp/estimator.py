@@ -15,7 +15,7 @@ from qexp.curvature import Curvature
 from qexp.finetune import Schedule, fine_tune
 from qexp.layered import LayeredCurvature
 from qexp.models import MultilayerPerceptron
-from qexp.privacy import PrivacyLedger
+from qexp.privacy import PrivacyLedger, calibrate_mu, epsilon
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -36,6 +36,7 @@ __all__ = ["PrivateFineTuner", "from_sklearn"]
 
 _KINDS: Final = ("kronecker", "dense", "diagonal", "identity")
 _UNKNOWN: Final = -1
+_PLANNED_SHARES: Final = (0.0, 0.05, 0.2)
 
 
 class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -58,8 +59,12 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         "plan": :func:`qexp.planning.plan` chooses the schedule on the public data. A number: so
         many rounds with clipping norm 3, step size 1 and damping 0.01, which served well on
         images of digits; planning does better.
+    curvature_share : float or "plan"
+        Share of the budget that buys private curvature before the first round
+        (:mod:`qexp.private_curvature`): for public records that say little of the private ones'
+        inputs. "plan", with ``rounds="plan"``: none, 5 % or 20 %, whichever the plan finds best.
     schedule : Schedule, optional
-        The settings themselves, instead of `rounds`.
+        The settings themselves, instead of `rounds` and `curvature_share`.
     surrogate : str or callable
         How the plan shifts public records to resemble the private ones: "tabular", "images" or a
         function.
@@ -135,6 +140,7 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         public_data: tuple[ArrayLike, ArrayLike | None] | None = None,
         curvature: str | Curvature | Callable[[Any], Curvature] = "kronecker",
         rounds: str | int = "plan",
+        curvature_share: str | float = 0.0,
         schedule: Schedule | None = None,
         surrogate: Any = "tabular",
         neighboring_relation: str = "replace_special",
@@ -148,6 +154,7 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.public_data = public_data
         self.curvature = curvature
         self.rounds = rounds
+        self.curvature_share = curvature_share
         self.schedule = schedule
         self.surrogate = surrogate
         self.neighboring_relation = neighboring_relation
@@ -298,7 +305,20 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self, model: Any, public: tuple[NDArray[Any], Any] | None, n_records: int
     ) -> Schedule:
         if self.schedule is not None:
+            if self.curvature_share != 0.0:
+                raise ValueError(
+                    f"curvature_share is {self.curvature_share!r} beside a schedule; give it as "
+                    "the schedule's own curvature_share"
+                )
             return self.schedule
+        shares: tuple[float, ...] = _PLANNED_SHARES
+        if not isinstance(self.curvature_share, str):
+            shares = (self.curvature_share,)
+        elif self.curvature_share != "plan" or self.rounds != "plan":
+            raise ValueError(
+                f"curvature_share is {self.curvature_share!r} with rounds={self.rounds!r}; it "
+                "needs a number in [0, 1), or 'plan' together with rounds='plan'"
+            )
         if isinstance(self.rounds, str):
             if self.rounds != "plan":
                 raise ValueError(
@@ -316,9 +336,10 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 model,
                 *public,
                 n_records=n_records,
-                target_epsilon=self.target_epsilon,
+                target_epsilon=self._planned_epsilon(),
                 target_delta=self.target_delta,
                 surrogate=self.surrogate,
+                curvature_shares=shares,
                 curvature="kronecker"
                 if kronecker
                 else lambda at, damping: self._curvature_at(at, public, damping),
@@ -328,7 +349,20 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             planned: Schedule = made.schedule
             return planned
         rounds = _checks.count(self.rounds, "rounds")
-        return Schedule(rounds=rounds, clipping_norm=3.0, step_size=1.0, damping=1e-2)
+        return Schedule(
+            rounds=rounds,
+            clipping_norm=3.0,
+            step_size=1.0,
+            damping=1e-2,
+            curvature_share=shares[0],
+        )
+
+    def _planned_epsilon(self) -> float:
+        """Give the ε whose noise the fit will have; plans are made under "replace_special"."""
+        if self.neighboring_relation != "replace_one":
+            return self.target_epsilon
+        mu = calibrate_mu(self.target_epsilon, self.target_delta)
+        return epsilon(self.target_delta, mu / 2)
 
     def _curvature(
         self, public: tuple[NDArray[Any], Any] | None, damping: float

@@ -25,6 +25,7 @@ from qexp._communicator import Communicator, SingleProcess
 from qexp._progress import progress_bar
 from qexp.bits import BitGenerator
 from qexp.curvature import Curvature
+from qexp.layered import LayeredCurvature
 from qexp.mechanism import (
     _bit_generator,
     _check_dimensions,
@@ -43,6 +44,7 @@ from qexp.privacy import (
     compose_mu,
     epsilon,
 )
+from qexp.private_curvature import input_moments, input_scales, refined_curvature
 from qexp.private_sum import Lattice, NoisySum, lattice_for
 from qexp.projections import Identity, Projection
 from qexp.records import as_record_source, per_user
@@ -104,6 +106,9 @@ class Schedule:
         Make the curvature anew at every round's weights. Needs a curvature function.
     budget : tuple of float, optional
         μ² of each round, up to a common factor. Default: all rounds alike.
+    curvature_share : float
+        Share of μ², in [0, 1), that is spent before the first round on private curvature
+        (:mod:`qexp.private_curvature`); the rounds share the rest.
     """
 
     rounds: int
@@ -114,6 +119,7 @@ class Schedule:
     averaging: float = 0.0
     refresh_curvature: bool = False
     budget: tuple[float, ...] | None = None
+    curvature_share: float = 0.0
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -122,15 +128,25 @@ class Schedule:
         put("rounds", _checks.count(self.rounds, "rounds"))
         for name in ("clipping_norm", "step_size", "damping"):
             put(name, _checks.positive(getattr(self, name), name))
-        for name in ("momentum", "averaging"):
+        for name in ("momentum", "averaging", "curvature_share"):
             put(name, _checks.positive(getattr(self, name), name, zero_allowed=True))
         if self.momentum >= 1:
             raise ValueError(f"momentum is {self.momentum}; it needs a number in [0, 1)")
+        if self.curvature_share >= 1:
+            raise ValueError(
+                f"curvature_share is {self.curvature_share}; it needs a share in [0, 1), which "
+                "leaves some of the budget to the rounds"
+            )
         if self.averaging > 1:
             raise ValueError(f"averaging is {self.averaging}; it needs a share in [0, 1]")
         if not isinstance(self.refresh_curvature, bool):
             raise TypeError(
                 f"refresh_curvature is {self.refresh_curvature!r}; it needs True or False"
+            )
+        if self.refresh_curvature and self.curvature_share > 0:
+            raise ValueError(
+                "curvature_share is above 0 with refresh_curvature; private curvature is paid for "
+                "once and kept for all rounds: choose one of the two"
             )
         if self.budget is not None:
             budget = tuple(_checks.positive(share, "a share of budget") for share in self.budget)
@@ -416,6 +432,8 @@ class _Job:
         self.target_epsilon, self.target_delta = float(target_epsilon), float(target_delta)
         mu = calibrate_mu(target_epsilon, target_delta) / self.factor
         self.lattices = _lattices(schedule, mu, self.n_records)
+        self.moments_lattice: Lattice | None = None
+        self._has_refined = False
         self.ledger = ledger
         self.bits = _bit_generator(rng)
         if schedule.refresh_curvature and not _is_function(curvature):
@@ -431,6 +449,8 @@ class _Job:
                 "all or none need one"
             )
         self.curvature = self._curvature_at(model, default=curvature)
+        if schedule.curvature_share > 0:
+            self._prepare_private_curvature(mu)
         self.public_inputs = {
             "pretrained": _checks.array_digest(theta_0),
             "model": dict(model.describe()) if hasattr(model, "describe") else None,
@@ -450,6 +470,9 @@ class _Job:
         """Help the root with its rounds, until there are none left. For all other ranks."""
         while (announced := self.ranks.broadcast_object(None)) is not None:
             t, weights = announced
+            if t == 0:
+                self._private_moments()
+                continue
             model = self.pretrained if weights is None else self.pretrained.with_weights(weights)
             self._private_step(model, t)
 
@@ -479,15 +502,16 @@ class _Job:
         self.state = self._next_state = replace(self.state, job_id=state.job_id)
         if self.ledger is not None:
             charged = {entry.label for entry in self.ledger.entries}
-            for t in range(state.rounds_done + 1, self.schedule.rounds + 1):
+            drawn = _last_draw(state)
+            for t in range(drawn + 1, self.schedule.rounds + 1):
                 if self._label(t) in charged:
                     raise ValueError(
                         f"the checkpoint {os.fspath(self.checkpoint)!r} ends with round "
-                        f"{state.rounds_done}, but the ledger was charged for round {t} of this "
+                        f"{state.rounds_done}, but the ledger was charged for {_name(t)} of this "
                         "job: it is an older copy. Restore the latest one, or give another path "
                         "to start anew, which costs anew"
                     )
-            for t in range(1, state.rounds_done + 1):
+            for t in range(self._first_draw, drawn + 1):
                 if self._label(t) not in charged:
                     self._charge_saved(t)
         self.state = self._next_state = state
@@ -501,27 +525,30 @@ class _Job:
             advance(self.state.rounds_done)
             while self.state.rounds_done < rounds and not self.state.diverged:
                 with ExitStack() as stack:
-                    t = self.state.rounds_done + 1
+                    t = max(_last_draw(self.state) + 1, self._first_draw)
                     reservation = None
                     if self.ledger is not None:
                         try:
                             reservation = stack.enter_context(
                                 self.ledger.reserve(
-                                    self.lattices[t - 1].mu, self._label(t), resume=True
+                                    self._lattice(t).mu, self._label(t), resume=True
                                 )
                             )
+                            if t == 0:  # Curvature alone would be paid for in vain.
+                                self.ledger.check(self._lattice(1).mu)
                         except BudgetExceededError:
-                            if t == 1:
+                            if self.state.rounds_done == 0:
                                 raise
                             return "ledger empty"
-                    model = self._model(self.state)
-                    after = self._draw(model, t)
+                    after = self._draw(self._model(self.state), t) if t else self._moments()
                     if self.checkpoint is not None:
                         save_state(self.checkpoint, after, self._configuration())
                     self._next_state = after
                     if reservation is not None:
                         reservation.commit()
                     self.state = self._next_state
+                if t == 0:
+                    continue
                 advance(1)
                 if on_round is not None:
                     on_round(RoundReport(model=self._model(self.state), **self.state.history[-1]))
@@ -531,7 +558,7 @@ class _Job:
         """Give the state to release after an interruption at any point of a round."""
         after = self._next_state
         if after is not self.state and self.ledger is not None:
-            label = self._label(after.rounds_done)
+            label = self._label(_last_draw(after))
             if any(entry.label == label for entry in self.ledger.entries):
                 return after
         return self.state
@@ -542,7 +569,8 @@ class _Job:
         if state.iterate_sum is not None:
             weights = state.iterate_sum / state.iterates_summed
         theta = weights.astype(self.dtype)
-        mu = compose_mu(lattice.mu for lattice in self.lattices[: state.rounds_done])
+        lattices = self._lattices_until(state.rounds_done)
+        mu = compose_mu(lattice.mu for lattice in lattices)
         finished = state.rounds_done == self.schedule.rounds
         epsilon_spent = (
             self.target_epsilon if finished else epsilon(self.target_delta, self.factor * mu)
@@ -561,7 +589,6 @@ class _Job:
             "generator_is_secure": self.bits.secure,
             "unit_of_privacy": self.unit.get("unit_of_privacy", "record"),
         }
-        lattices = self.lattices[: state.rounds_done]
         certificate = {
             **public,
             "event": {
@@ -579,6 +606,12 @@ class _Job:
             "stopped_because": stopped_because,
             "rounds": [dict(numbers) for numbers in state.history],
             "lattices": [lattice.describe() for lattice in lattices],
+            "private_curvature": None
+            if self.moments_lattice is None
+            else {
+                "mu": self.moments_lattice.mu,
+                "curvature": dict(self._curvature_of(state).describe()),
+            },
             "job_id": state.job_id,
             "generator": self.bits.name,
             "weights": _checks.array_digest(theta),
@@ -626,6 +659,9 @@ class _Job:
         """Make round t's draw on the root; give this rank's records to it on the others."""
         if self.schedule.refresh_curvature and t > 1:
             self.curvature = self._curvature_at(model, default=None)
+        if self.moments_lattice is not None and not self._has_refined:
+            refined = self._curvature_of(self.state) if self.ranks.rank == 0 else None
+            self.curvature, self._has_refined = self.ranks.broadcast_object(refined), True
         return private_step(
             self._source(model),
             n_records=self.n_records,
@@ -638,6 +674,78 @@ class _Job:
             label=self._label(t),
             communicator=self.ranks,
         )
+
+    def _prepare_private_curvature(self, mu: float) -> None:
+        """Check what private curvature needs, and choose its lattice."""
+        if self.groups is not None:
+            raise ValueError(
+                "schedule.curvature_share is above 0 with groups; private curvature knows records "
+                "only, so that a user with several would get less privacy: choose one of the two"
+            )
+        if not isinstance(self.projection, Identity):
+            raise ValueError(
+                "schedule.curvature_share is above 0 with a projection; private curvature needs "
+                "the layers' own gradients: give no projection"
+            )
+        if not hasattr(self._source(self.pretrained), "factor_blocks"):
+            raise ValueError(
+                "schedule.curvature_share is above 0, and the model's gradients come without "
+                "their factors; private curvature needs a model of layers"
+            )
+        parts = len(input_scales(self.curvature))
+        assert isinstance(self.curvature, LayeredCurvature)
+        self._public_curvature = self.curvature
+        share = self.schedule.curvature_share
+        # The rounds' lattices keep to 1 - share; rounding of this root goes down.
+        mu_share = mu * math.sqrt(share) * _SHRINK_BUDGET
+        self.moments_lattice = lattice_for(mu_share, math.sqrt(parts), self.n_records)
+        self._refined: Curvature | None = None
+
+    def _moments(self) -> FineTuneState:
+        """Draw what private curvature is made of, around the pretrained weights."""
+        self.ranks.broadcast_object((0, None))
+        noisy = self._private_moments()
+        assert noisy is not None
+        return replace(self.state, input_moments=noisy.values)
+
+    def _private_moments(self) -> NoisySum | None:
+        """Make that draw on the root; give this rank's records to it on the others."""
+        assert self.moments_lattice is not None
+        return input_moments(
+            self._source(self.pretrained),
+            self._public_curvature,
+            n_records=self.n_records,
+            lattice=self.moments_lattice,
+            bits=self.bits.spawn(0),
+            communicator=self.ranks,
+        )
+
+    def _curvature_of(self, state: FineTuneState) -> Curvature:
+        """Give the curvature of the next round."""
+        if self.moments_lattice is None or state.input_moments is None:
+            return self.curvature
+        if self._refined is None:
+            self._refined = refined_curvature(
+                self._public_curvature,
+                state.input_moments,
+                noise_std=self.moments_lattice.noise_std,
+                n_records=self.n_records,
+            )
+        return self._refined
+
+    @property
+    def _first_draw(self) -> int:
+        """0 where private curvature comes before round 1."""
+        return 1 if self.moments_lattice is None else 0
+
+    def _lattice(self, t: int) -> Lattice:
+        if t == 0:
+            assert self.moments_lattice is not None
+            return self.moments_lattice
+        return self.lattices[t - 1]
+
+    def _lattices_until(self, t: int) -> list[Lattice]:
+        return [self._lattice(draw) for draw in range(self._first_draw, t + 1)]
 
     def _shrunk_step(self, noisy: NoisySum) -> NDArray[Any]:
         layers = getattr(self.curvature, "layer_slices", None)
@@ -660,10 +768,10 @@ class _Job:
     def _charge_saved(self, t: int) -> None:
         assert self.ledger is not None
         try:
-            self.ledger.charge(self.lattices[t - 1].mu, self._label(t), resume=True)
+            self.ledger.charge(self._lattice(t).mu, self._label(t), resume=True)
         except BudgetExceededError as error:
             raise BudgetExceededError(
-                f"the checkpoint holds round {t}, for which the ledger was not charged and has "
+                f"the checkpoint holds {_name(t)}, for which the ledger was not charged and has "
                 f"not enough left, so that nothing can be released from it: {error}"
             ) from error
 
@@ -672,7 +780,7 @@ class _Job:
             "round": t,
             "rounds": self.schedule.rounds,
             "mu": noisy.mu,
-            "mu_so_far": compose_mu(lattice.mu for lattice in self.lattices[:t]),
+            "mu_so_far": compose_mu(lattice.mu for lattice in self._lattices_until(t)),
             **draw_figures(noisy, self.curvature, self.schedule.step_size),
             "step_norm": norm(step),
         }
@@ -707,7 +815,17 @@ class _Job:
         return curvature
 
     def _label(self, t: int) -> str:
-        return f"fine_tune job {self.state.job_id}, round {t} of {self.schedule.rounds}"
+        of = f" of {self.schedule.rounds}" if t else ""
+        return f"fine_tune job {self.state.job_id}, {_name(t)}{of}"
+
+
+def _name(t: int) -> str:
+    return f"round {t}" if t else "private curvature"
+
+
+def _last_draw(state: FineTuneState) -> int:
+    """Give the last round drawn; 0 for private curvature, -1 for nothing yet."""
+    return state.rounds_done - (state.rounds_done == 0 and state.input_moments is None)
 
 
 def _is_function(curvature: Any) -> bool:
@@ -717,7 +835,8 @@ def _is_function(curvature: Any) -> bool:
 def _lattices(schedule: Schedule, mu: float, n_records: int) -> tuple[Lattice, ...]:
     """Choose every round's lattice; their exact claims compose to at most μ."""
     shares = schedule.budget or (1.0,) * schedule.rounds
-    total = math.fsum(shares)
+    total = math.fsum(shares) / (1 - schedule.curvature_share)
+    most = Fraction(mu) ** 2 * (1 - Fraction(schedule.curvature_share))
     scale = 1.0
     while True:
         made: dict[float, Lattice] = {}
@@ -726,7 +845,7 @@ def _lattices(schedule: Schedule, mu: float, n_records: int) -> tuple[Lattice, .
                 mu_t = scale * mu * math.sqrt(share / total)
                 made[share] = lattice_for(mu_t, schedule.clipping_norm, n_records)
         lattices = tuple(made[share] for share in shares)
-        if sum(Fraction(lattice.mu) ** 2 for lattice in lattices) <= Fraction(mu) ** 2:
+        if sum(Fraction(lattice.mu) ** 2 for lattice in lattices) <= most:
             return lattices
         # Rounding of the shares' roots went up, and no lattice's own rounding took it back.
         scale *= _SHRINK_BUDGET

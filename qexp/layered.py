@@ -17,6 +17,7 @@ Public deltas may have r rows a record, one after another: m·r in place of m.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import solve_triangular
 
 from qexp import _checks, _core
 from qexp._factor import damped_inverse_factor, new_gram, whitener
@@ -145,9 +147,10 @@ class KroneckerLayer(LayerCurvature):
         self._inverse_a = damped_inverse_factor(a, damping_a, "a layer's input curvature")
         self._inverse_b = damped_inverse_factor(b, damping_b, "a layer's output curvature")
         self._pack()
-        self.effective_dimension = _kept(self._inverse_a, damping_a) * _kept(
-            self._inverse_b, damping_b
-        )
+        self._damping_a = damping_a
+        self.input_dimension = _kept(self._inverse_a, damping_a)
+        self._output_dimension = _kept(self._inverse_b, damping_b)
+        self.effective_dimension = self.input_dimension * self._output_dimension
 
     def _pack(self) -> None:
         self._whiten_a, self._whiten_b = whitener(self._inverse_a), whitener(self._inverse_b)
@@ -177,6 +180,33 @@ class KroneckerLayer(LayerCurvature):
         self._whiten_b.multiply(np.ascontiguousarray(deltas), left)
         self._whiten_a.multiply(np.ascontiguousarray(inputs), right)
         return left, right
+
+    def whiten_inputs(self, inputs: NDArray[Any]) -> NDArray[np.float64]:
+        """Whiten the inputs (m, in + 1) alone, ã = L_A⁻¹ a."""
+        whitened = np.empty(inputs.shape)
+        self._whiten_a.multiply(np.ascontiguousarray(inputs), whitened)
+        return whitened
+
+    def expected_moments(self) -> NDArray[np.float64]:
+        """Give E[ã ãᵀ] over public records: the identity less the damping."""
+        moments: NDArray[np.float64] = -self._damping_a * (self._inverse_a @ self._inverse_a.T)
+        moments[np.diag_indices_from(moments)] += 1.0
+        return moments
+
+    def with_inputs_beyond(
+        self, values: NDArray[np.float64], vectors: NDArray[np.float64]
+    ) -> KroneckerLayer:
+        """Give the layer with L_A (I + V diag(values) Vᵀ) L_Aᵀ for the damped A."""
+        beyond = (vectors * values) @ vectors.T
+        beyond[np.diag_indices_from(beyond)] += 1.0
+        other = copy.copy(self)
+        other._inverse_a = np.tril(
+            solve_triangular(np.linalg.cholesky(beyond), self._inverse_a, lower=True)
+        )
+        other._whiten_a = whitener(other._inverse_a)
+        other.input_dimension = _kept(other._inverse_a, self._damping_a)
+        other.effective_dimension = other.input_dimension * self._output_dimension
+        return other
 
     def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         u: NDArray[np.float64] = self._inverse_b.T @ y.reshape(self.shape) @ self._inverse_a
@@ -427,6 +457,11 @@ class LayeredCurvature:
         for layer in layers:
             layer.finish(n_records)
         return cls(layers)
+
+    @property
+    def layers(self) -> tuple[LayerCurvature, ...]:
+        """The layers' curvatures, in the order of the weights."""
+        return self._layers
 
     @property
     def n_components(self) -> int:

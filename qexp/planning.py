@@ -28,6 +28,7 @@ from qexp.finetune import Schedule, fine_tune
 from qexp.layered import KroneckerCurvature
 from qexp.models import MultilayerPerceptron
 from qexp.privacy import calibrate_mu, epsilon
+from qexp.private_curvature import MOST_OF_MEAN, kept_directions
 from qexp.projections import SRHT
 from qexp.surrogates import Surrogate, image_surrogates, table_surrogates
 
@@ -50,6 +51,16 @@ class _Eigen:
         pi = math.sqrt(float(self.a.mean()) / float(self.b.mean()))
         root = math.sqrt(damping)
         return self.a + np.float32(pi * root), self.b + np.float32(root / pi)
+
+
+@dataclass(frozen=True, eq=False)
+class _RefinedEigen(_Eigen):
+    """Factors whose A was refined by private curvature, after it was damped."""
+
+    damped_b: NDArray[np.float32]
+
+    def damped(self, damping: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return self.a, self.damped_b
 
 
 def _eigen(model: Any, X: NDArray[Any], seed: int, first: _Eigen | None = None) -> list[_Eigen]:
@@ -100,6 +111,7 @@ class _KroneckerTrial:
         self.model, self.y, self.X_curvature, self.eigen = model, y, X_curvature, eigen
         inputs = np.concatenate([X, np.ones((len(X), 1), X.dtype)], axis=1).astype(np.float32)
         self._turned = inputs @ eigen[0].q_a
+        self._refined: dict[tuple[float, ...], list[_Eigen]] = {}
 
     def head(self, n_records: int) -> _KroneckerTrial:
         """Keep the first records only."""
@@ -111,6 +123,16 @@ class _KroneckerTrial:
         self, schedule: Schedule, noise: float, rng: np.random.Generator
     ) -> MultilayerPerceptron | None:
         """Return the tuned model, or None where it diverged; `noise` is 1/(nμ)."""
+        if schedule.curvature_share > 0:
+            refined = _KroneckerTrial(
+                self.model,
+                self._turned_back(),
+                self.y,
+                self.X_curvature,
+                self._with_private_curvature(schedule, noise),
+            )
+            left = noise / math.sqrt(1 - schedule.curvature_share)
+            return refined.tune(replace(schedule, curvature_share=0.0), left, rng)
         shares = np.array(schedule.budget or (1.0,) * schedule.rounds)
         sigmas = schedule.clipping_norm * noise * np.sqrt(shares.sum() / shares)
         eigen = self.eigen
@@ -140,6 +162,48 @@ class _KroneckerTrial:
                 total = [x + layer for x, layer in zip(total, theta, strict=True)]
                 summed += 1
         return self._model([x / summed for x in total] if summed else theta)
+
+    def _with_private_curvature(self, schedule: Schedule, noise: float) -> list[_Eigen]:
+        """Simulate :mod:`qexp.private_curvature` on the simulated private records.
+
+        Whitened in the eigenbasis of A, which differs from L⁻¹ by a rotation: neither the moments'
+        estimate nor the noise knows of it.
+        """
+        key = schedule.damping, schedule.curvature_share, noise, len(self.y)
+        if key in self._refined:
+            return self._refined[key]
+        rng = np.random.default_rng(0)
+        blocks = self.model.gradient_blocks(self._turned_back(), self.y).factor_blocks()
+        whiteners = [layer.q_a / np.sqrt(layer.damped(schedule.damping)[0]) for layer in self.eigen]
+        public = [
+            layer.a.astype(np.float64) / layer.damped(schedule.damping)[0] for layer in self.eigen
+        ]
+        scales = [MOST_OF_MEAN * float(kept.sum()) for kept in public]
+        moments: list[NDArray[Any]] = [np.zeros((len(kept), len(kept))) for kept in public]
+        for factors in blocks:
+            for total, (inputs, _), whitener, scale in zip(
+                moments, factors, whiteners, scales, strict=True
+            ):
+                x = inputs @ whitener
+                squares = np.square(x).sum(axis=1, keepdims=True)
+                total += (x * np.minimum(1, scale / np.maximum(squares, 1e-30))).T @ x
+        eigen: list[_Eigen] = []
+        sigma = noise * math.sqrt(len(moments) / schedule.curvature_share)
+        for total, kept, scale, layer in zip(moments, public, scales, self.eigen, strict=True):
+            disturbed = total / len(self.y) + sigma * scale * rng.standard_normal(total.shape)
+            excess = (disturbed + disturbed.T) / 2 - np.diag(kept)
+            values, vectors = kept_directions(excess, sigma * scale)
+            a, b = layer.damped(schedule.damping)
+            root = layer.q_a * np.sqrt(a)
+            beyond = np.eye(len(a)) + (vectors * values) @ vectors.T
+            spectrum = _spectrum(root @ beyond @ root.T)
+            eigen.append(_RefinedEigen(*spectrum, layer.b, layer.q_b, b))
+        self._refined[key] = eigen
+        return eigen
+
+    def _turned_back(self) -> NDArray[np.float32]:
+        """Give the simulated private records as the model takes them."""
+        return np.ascontiguousarray(self._turned @ self.eigen[0].q_a.T[:, :-1], np.float32)
 
     def _layers(self) -> list[NDArray[Any]]:
         """Give the layers' matrices, the first one turned."""
@@ -428,7 +492,8 @@ class Plan:
             f"planned on {len(self.surrogates)} surrogates for epsilon = {self.target_epsilon:g}, "
             f"delta = {self.target_delta:g}, {self.n_records} private records; "
             f"accuracy before {self.accuracy_before:.3f}",
-            " rounds  clipping  step size  momentum   damping  components  accuracy     ±  "
+            " rounds  clipping  step size  momentum   damping  for curvature  components  "
+            "accuracy     ±  "
             "noise/signal",
         ]
         for row in self.table:
@@ -437,7 +502,8 @@ class Plan:
             s, k = row["schedule"], row["n_components"]
             lines.append(
                 f"{s.rounds:7d}  {s.clipping_norm:8.3g}  {s.step_size:9.3g}  {s.momentum:8.3g}  "
-                f"{s.damping:8.1e}  {'all' if k is None else k:>10}  {row['accuracy_mean']:8.3f} "
+                f"{s.damping:8.1e}  {s.curvature_share:13.2f}  "
+                f"{'all' if k is None else k:>10}  {row['accuracy_mean']:8.3f} "
                 f"{row['accuracy_std']:5.3f}  {row['noise_to_signal']:12.3g}"
             )
         discarded = sum(row["accuracy_mean"] is None for row in self.table)
@@ -485,6 +551,7 @@ def plan(
     image_shape: tuple[int, int] | None = None,
     public_group: ArrayLike | None = None,
     curvature: Literal["kronecker", "dense"] | Maker = "kronecker",
+    curvature_shares: Sequence[float] = (0.0,),
     n_components: Sequence[int] = (1000, 3000),
     candidates: Iterable[Schedule] | None = None,
     rounds: int | None = None,
@@ -519,6 +586,9 @@ def plan(
         data that returns a :class:`qexp.Curvature`. The first, of a
         :class:`qexp.models.MultilayerPerceptron`, is fast; all else is simulated by
         :func:`qexp.fine_tune` itself.
+    curvature_shares : sequence of float
+        Shares of the budget for private curvature to choose from, see :class:`qexp.Schedule`.
+        Above 0 they need Kronecker curvature.
     n_components : sequence of int
         Values of k to choose from, for "dense".
     candidates : iterable of Schedule, optional
@@ -576,6 +646,8 @@ def plan(
     shifts = _shifts(surrogate, model, X, y, image_shape, public_group, budget.surrogates, seed)
     search = _Search(model, X, y, shifts, n, noise, target_delta, curvature, n_components, seed)
     grid = candidate_schedules(rounds) if candidates is None else list(candidates)
+    if candidates is None:
+        grid = [replace(s, curvature_share=share) for share in curvature_shares for s in grid]
     if rounds is not None:
         grid = [schedule for schedule in grid if schedule.rounds == rounds]
     if not grid:
@@ -748,7 +820,8 @@ class _Search:
         schedule, k = candidate
         signal, _ = self._first_draw(candidate)
         components = len(self._kept_eigenvalues(schedule.damping, k))
-        sigma = schedule.clipping_norm * self.noise * math.sqrt(schedule.rounds)
+        draws = schedule.rounds / (1 - schedule.curvature_share)
+        sigma = schedule.clipping_norm * self.noise * math.sqrt(draws)
         return sigma * math.sqrt(components) / max(signal, 1e-300)
 
     def _first_draw(self, candidate: _Candidate) -> tuple[float, float]:
@@ -768,7 +841,8 @@ class _Search:
 def _noise_loss(schedule: Schedule, kept: NDArray[np.float64], noise: float) -> float:
     """Predict the loss that the noise of all rounds leaves in the quadratic model."""
     eta = schedule.step_size / (1 - schedule.momentum)
-    sigma = eta * schedule.clipping_norm * noise * math.sqrt(schedule.rounds)
+    draws = schedule.rounds / (1 - schedule.curvature_share)
+    sigma = eta * schedule.clipping_norm * noise * math.sqrt(draws)
     decay = np.clip((1 - eta * kept) ** 2, 0, 1 - 1e-9)
     rounds = (1 - decay**schedule.rounds) / (1 - decay)
     return float(0.5 * sigma**2 * (kept * rounds).sum())

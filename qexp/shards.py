@@ -173,6 +173,8 @@ class _NpyFile(_File):
             self.shape, fortran, self.dtype = read(file)
             self._begin = file.tell()
             length = file.seek(0, os.SEEK_END) - self._begin
+        if self.dtype.hasobject:
+            raise TypeError("it holds Python objects; it needs real numbers")
         if fortran and len(self.shape) > 1:
             raise ValueError(
                 "it is in Fortran order; save it by numpy.save(path, numpy.ascontiguousarray(x))"

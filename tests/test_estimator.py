@@ -20,6 +20,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator, parametri
 import qexp
 from qexp.estimator import PrivateFineTuner, class_numbers, from_sklearn
 from qexp.finetune import Schedule
+from qexp.privacy import calibrate_mu
 
 TARGET = {"target_epsilon": 4.0, "target_delta": 1e-5}
 SCHEDULE = Schedule(rounds=2, clipping_norm=3.0, step_size=0.5, damping=1e-2)
@@ -371,6 +372,33 @@ def test_a_fitted_estimator_can_be_pickled_and_copied():
 # --------------------------------------------------------------------------------- bad input
 
 
+def test_a_share_of_the_budget_buys_private_curvature():
+    X, y = blobs(300, ("ant", "bee", "cat"), seed=1)
+    fitted = tuner(schedule=None, rounds=2, curvature_share=0.1).fit(X, y)
+    assert fitted.schedule_.curvature_share == 0.1
+    assert fitted.release_.certificate()["private_curvature"]["mu"] ** 2 == pytest.approx(
+        0.1 * fitted.release_.mu**2, rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(("share", "shares"), [("plan", (0.0, 0.05, 0.2)), (0.3, (0.3,))])
+def test_a_share_can_be_planned(monkeypatch, share, shares):
+    asked = {}
+
+    def plan(*_, **settings):
+        asked.update(settings)
+        return types.SimpleNamespace(schedule=SCHEDULE)
+
+    monkeypatch.setitem(sys.modules, "qexp.planning", types.SimpleNamespace(plan=plan))
+    X, y = blobs(300, ("ant", "bee", "cat"), seed=1)
+    tuner(schedule=None, curvature_share=share, neighboring_relation="replace_one").fit(X, y)
+    assert asked["curvature_shares"] == shares
+    # The noise of a plan is that of "replace_special", which is half as much.
+    assert calibrate_mu(asked["target_epsilon"], TARGET["target_delta"]) == pytest.approx(
+        calibrate_mu(**TARGET) / 2
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -387,6 +415,9 @@ def test_a_fitted_estimator_can_be_pickled_and_copied():
         ({"rounds": "many", "schedule": None}, "rounds is 'many'; it needs 'plan' or a number"),
         ({"rounds": 0, "schedule": None}, "rounds is 0"),
         ({"curvature": "full"}, "curvature is 'full'; it needs one of"),
+        ({"curvature_share": 0.2}, "give it as the schedule's own curvature_share"),
+        ({"curvature_share": "plan", "rounds": 2, "schedule": None}, "together with rounds='plan'"),
+        ({"curvature_share": 1.5, "rounds": 2, "schedule": None}, "curvature_share is 1.5"),
         ({"target_epsilon": -1.0}, "epsilon"),
     ],
 )

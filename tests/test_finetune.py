@@ -451,11 +451,14 @@ CRASHES = {
     "while the curvature is checked": (finetune, "_check_dimensions", True),
 }
 FULL = {"momentum": 0.5, "averaging": 0.5}
+# Both make four draws.
+SCHEDULES = {"public": plan(4, **FULL), "private": plan(3, curvature_share=0.2, **FULL)}
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(task):
-    return tune(task, plan(4, **FULL))
+@pytest.fixture(scope="module", params=SCHEDULES)
+def uninterrupted(task, request):
+    result = tune(task, SCHEDULES[request.param])
+    return SCHEDULES[request.param], result
 
 
 @pytest.mark.parametrize("number", [1, 2, 5])
@@ -463,7 +466,8 @@ def uninterrupted(task):
 def test_a_job_that_crashed_anywhere_ends_as_if_it_had_not(
     task, uninterrupted, tmp_path, place, number
 ):
-    owner = Owner(tmp_path, plan(4, **FULL))
+    schedule, uninterrupted = uninterrupted
+    owner = Owner(tmp_path, schedule)
     owns, name, after = CRASHES[place]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owns, name, at_round(getattr(owns, name), number, Crash(), after=after))
@@ -485,7 +489,8 @@ def test_a_job_that_crashed_anywhere_ends_as_if_it_had_not(
 @pytest.mark.parametrize("seed", range(4))
 def test_a_job_that_crashes_again_and_again_is_paid_for_once(task, uninterrupted, tmp_path, seed):
     chance = np.random.default_rng(seed)
-    owner = Owner(tmp_path, plan(4, **FULL))
+    schedule, uninterrupted = uninterrupted
+    owner = Owner(tmp_path, schedule)
     for _ in range(12):
         owns, name, after = CRASHES[list(CRASHES)[chance.integers(len(CRASHES))]]
         broken = at_round(getattr(owns, name), chance.integers(1, 4), Crash(), after=after)

@@ -66,6 +66,7 @@ def planned(digits, **settings):
         {"averaging": 0.5},
         {"refresh_curvature": True},
         {"damping": 0.1, "rounds": 1},
+        {"curvature_share": 0.3},
     ],
 )
 def test_a_trial_without_noise_is_fine_tune(changes):

@@ -14,6 +14,7 @@ from torch import nn  # noqa: E402
 import qexp  # noqa: E402
 from qexp.bits import insecure_test_generator  # noqa: E402
 from qexp.finetune import Schedule, fine_tune  # noqa: E402
+from qexp.layered import _outer_rows  # noqa: E402
 from qexp.models import mlp  # noqa: E402
 from qexp.models.torch import TorchModel  # noqa: E402
 
@@ -423,6 +424,40 @@ def test_kronecker_statistics_of_convolutions_are_sums_over_positions():
             np.testing.assert_allclose(got, expected.ravel(), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["perceptron", "convolutions", "words", "lines"])
+def test_expected_labels_give_every_class_at_its_probability(name):
+    module, X, _ = case(name)
+    model = TorchModel(module.double().eval(), block_size=4)
+    source = model.curvature_blocks(X, labels="expected")
+    probabilities = model.predict_proba(X)
+    n, classes = probabilities.shape
+    expected = np.stack(
+        [
+            all_rows(model.gradient_blocks(X, np.full(n, c))) * np.sqrt(probabilities[:, [c]])
+            for c in range(classes)
+        ],
+        axis=1,
+    ).reshape(n * classes, -1)
+    rows = all_rows(source)
+    np.testing.assert_allclose(rows, expected, rtol=1e-9, atol=1e-12)
+    start = 0
+    for i, (out, inp) in enumerate(model.layer_shapes):
+        of_layer = [
+            _outer_rows(inputs, deltas)
+            for inputs, deltas in (factors[i] for factors in source.factor_blocks())
+        ]
+        np.testing.assert_allclose(
+            np.concatenate(of_layer), expected[:, start : start + out * inp], atol=1e-12
+        )
+        start += out * inp
+    kinds = ["diagonal"] * len(model.layer_shapes)
+    whole = model.curvature(X, damping=0.1, kinds=kinds, labels="expected")
+    squares = np.square(expected).sum(axis=0) / n
+    np.testing.assert_allclose(
+        np.concatenate([layer.arrays()[0] for layer in whole.layers]), 1 / np.sqrt(squares + 0.1)
+    )
+
+
 @pytest.mark.parametrize("kind", ["dense", "diagonal"])
 @pytest.mark.parametrize("name", ["convolutions", "words", "lines"])
 def test_other_curvatures_come_from_whole_gradients(name, kind):
@@ -742,8 +777,8 @@ def test_bad_arguments_are_named():
         model.gradient_blocks(X.astype(complex), y)
     with pytest.raises(ValueError, match=r"outputs of shape \(1, K\)"):
         TorchModel(nn.Linear(6, 1)).gradient_blocks(X, y)
-    with pytest.raises(ValueError, match="labels is 'expected'"):
-        model.curvature_blocks(X, labels="expected")
+    with pytest.raises(ValueError, match="labels is 'all'"):
+        model.curvature_blocks(X, labels="all")
     with pytest.raises(ValueError, match="y goes with"):
         model.curvature_blocks(X, y=y)
     public = X.copy()

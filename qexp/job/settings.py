@@ -266,6 +266,11 @@ class ScheduleSettings:
         0.0,
     )
     refresh_curvature: bool = _key(_FLAG, "make the curvature anew at every round's weights", False)
+    curvature_share: float = _key(
+        _number("a number of at least 0 and below 1", lambda x: 0 <= x < 1),
+        "share of the budget that buys private curvature before the first round",
+        0.0,
+    )
     shrinkage: Literal["none", "last", "last_whole"] = _key(
         _choice("none", "last", "last_whole"), "of the last round's sum", "none"
     )
@@ -284,6 +289,7 @@ class ScheduleSettings:
             momentum=self.momentum,
             averaging=self.averaging,
             refresh_curvature=self.refresh_curvature,
+            curvature_share=self.curvature_share,
         )
 
 
@@ -491,7 +497,9 @@ def _contradictions(job: JobSettings) -> list[str]:
             for name in ("clipping_norm", "step_size", "damping")
             if getattr(schedule, name) is not None
         ]
-        given += [name for name in ("momentum", "averaging") if getattr(schedule, name)]
+        given += [
+            name for name in ("momentum", "averaging", "curvature_share") if getattr(schedule, name)
+        ]
         given += ["refresh_curvature"] * schedule.refresh_curvature
         need(
             not given,
@@ -515,6 +523,11 @@ def _contradictions(job: JobSettings) -> list[str]:
                 getattr(schedule, name) is not None,
                 f"schedule.{name}: is missing; without a plan it needs a finite number above 0",
             )
+    need(
+        not (schedule.refresh_curvature and schedule.curvature_share),
+        "schedule.curvature_share: private curvature is paid for once and kept for all rounds; it "
+        "needs schedule.refresh_curvature = false",
+    )
     if public.curvature != "identity":
         need(
             public.features is not None,

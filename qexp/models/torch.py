@@ -292,7 +292,7 @@ class TorchModel:
         self,
         X: Any,
         *,
-        labels: Literal["sampled", "given"] = "sampled",
+        labels: Literal["sampled", "expected", "given"] = "sampled",
         y: Any = None,
         seed: int = 0,
     ) -> TorchCurvatureSource:
@@ -302,27 +302,30 @@ class TorchModel:
         ----------
         X : array or torch.Tensor of shape (n, ...), or tuple of such
             Public records, finite.
-        labels : {"sampled", "given"}
+        labels : {"sampled", "expected", "given"}
             "sampled": labels drawn from the model's own probabilities, the Monte-Carlo Fisher
-            matrix; needs the loss "cross_entropy". "given": those in `y`, the empirical Fisher.
+            matrix. "expected": every class in turn, K rows a record, row c scaled by the root of
+            c's probability: the Fisher matrix itself at K times the cost. Both need the loss
+            "cross_entropy". "given": those in `y`, the empirical Fisher.
         y : array, optional
             Targets for "given".
         seed : int
             Of the drawn labels; public.
         """
-        if labels not in ("sampled", "given"):
-            raise ValueError(f"labels is {labels!r}; it must be 'sampled' or 'given'")
+        if labels not in ("sampled", "expected", "given"):
+            raise ValueError(f"labels is {labels!r}; it must be 'sampled', 'expected' or 'given'")
         if (y is not None) != (labels == "given"):
             raise ValueError("y goes with labels='given', and only with it")
-        if labels == "sampled" and self._loss != "cross_entropy":
+        if labels != "given" and self._loss != "cross_entropy":
             raise ValueError(
-                "labels can be sampled from the loss 'cross_entropy' only; pass labels='given' "
-                "and public targets y"
+                "labels can be sampled or expected with the loss 'cross_entropy' only; pass "
+                "labels='given' and public targets y"
             )
         records = _Records(X, self._dtype, self._block_size)
         if y is None:
             plan = self._plan(records, np.zeros(records.n_records, np.int64))
-            return TorchCurvatureSource(self, records, None, plan, seed=seed)
+            classes = self._n_classes(records) if labels == "expected" else None
+            return TorchCurvatureSource(self, records, None, plan, seed=seed, classes=classes)
         targets = self._targets(y, records)
         if self._loss == "cross_entropy":
             require_classes(targets, self._n_classes(records))
@@ -334,7 +337,7 @@ class TorchModel:
         *,
         damping: float,
         kinds: str | Sequence[str] | None = None,
-        labels: Literal["sampled", "given"] = "sampled",
+        labels: Literal["sampled", "expected", "given"] = "sampled",
         y: Any = None,
         seed: int = 0,
     ) -> LayeredCurvature:
@@ -751,9 +754,13 @@ class TorchCurvatureSource(_TorchSource):
         plan: _Plan,
         *,
         seed: int,
+        classes: int | None = None,
     ) -> None:
         super().__init__(model, records, targets, plan)
         self._seed = np.random.SeedSequence(seed)
+        self._classes = classes
+        self.rows_per_record = 1 if classes is None else classes
+        self.n_rows = self.n_records * self.rows_per_record
 
     @property
     def default_kinds(self) -> list[str]:
@@ -764,27 +771,31 @@ class TorchCurvatureSource(_TorchSource):
         ]
 
     def blocks(self) -> Iterator[NDArray[Any]]:
-        """Yield blocks (m, p) of rows, in the order of the records."""
-        for block, layers in self._computed():
+        """Yield blocks (m·r, p) of rows, in the order of the records."""
+        for block, of_classes in self._computed():
             with _deterministic():
-                rows: NDArray[Any] = torch.cat([_rows_of(f) for f in layers], dim=1).numpy()
-            yield rows[: block.n_records]
+                rows = [torch.cat([_rows_of(f) for f in layers], dim=1) for layers in of_classes]
+                together: NDArray[Any] = torch.stack(rows, dim=1)[: block.n_records].numpy()
+            yield together.reshape(-1, self.n_parameters)
 
     def factor_blocks(self) -> Iterator[LayerFactors]:
         """Yield blocks of per-layer pairs (inputs, deltas), as in :mod:`qexp.layered`."""
-        for block, layers in self._computed():
-            m = block.n_records
+        for block, of_classes in self._computed():
             pairs: LayerFactors = []
-            for factors in layers:
-                if isinstance(factors, torch.Tensor) or factors[0].shape[1] == 1:
-                    with _deterministic():
-                        inputs, deltas = _at_one_position(factors)
-                else:
-                    inputs, deltas = (f.contiguous().numpy() for f in factors)
-                pairs.append((inputs[:m], deltas[:m]))
+            for of_layer in zip(*of_classes, strict=True):
+                with _deterministic():
+                    inputs, deltas = _with_rows_of_classes(of_layer)
+                m = block.n_records
+                pairs.append(
+                    (
+                        inputs[: m * len(inputs) // len(block.valid)],
+                        deltas[: m * len(deltas) // len(block.valid)],
+                    )
+                )
             yield pairs
 
-    def _computed(self) -> Iterator[tuple[_Block, list[Any]]]:
+    def _computed(self) -> Iterator[tuple[_Block, list[list[Any]]]]:
+        """Compute the layers' factors block by block, once for every row that a record has."""
         generator = np.random.Generator(np.random.Philox(self._seed))
         for block in self._records.blocks():
             if not block.valid.all():
@@ -794,12 +805,28 @@ class TorchCurvatureSource(_TorchSource):
                     "finite"
                 )
             with _deterministic():
-                if self._targets is None:
-                    target = self._sampled(block, generator.random(block.n_records))
-                else:
-                    target = self._target_block(block)
-                layers = self._model._block_gradients(block.inputs, target, self._plan)
-            yield block, layers
+                of_classes = [
+                    [_scaled(factors, roots) for factors in self._layers(block, target)]
+                    for target, roots in self._weighted_targets(block, generator)
+                ]
+            yield block, of_classes
+
+    def _layers(self, block: _Block, target: Any) -> list[Any]:
+        return self._model._block_gradients(block.inputs, target, self._plan)
+
+    def _weighted_targets(
+        self, block: _Block, generator: np.random.Generator
+    ) -> Iterator[tuple[Any, Any]]:
+        """Yield targets, and the roots of their probabilities where they are not drawn."""
+        if self._targets is not None:
+            yield self._target_block(block), None
+        elif self._classes is None:
+            yield self._sampled(block, generator.random(block.n_records)), None
+        else:
+            with torch.no_grad():
+                roots = torch.softmax(self._model._block_outputs(block.inputs), dim=1).sqrt()
+            for number in range(self._classes):
+                yield torch.full((len(roots),), number, dtype=torch.int64), roots[:, number]
 
     def _sampled(self, block: _Block, uniform: NDArray[np.float64]) -> Any:
         with torch.no_grad():
@@ -810,6 +837,31 @@ class TorchCurvatureSource(_TorchSource):
         classes = torch.zeros(self._records.block_size, dtype=torch.int64)
         classes[: block.n_records] = torch.from_numpy(beyond.sum(axis=1, dtype=np.int64))
         return classes
+
+
+def _scaled(factors: Any, roots: Any) -> Any:
+    """Scale the records' rows, given whole or as factors, by one number each."""
+    if roots is None:
+        return factors
+    if isinstance(factors, torch.Tensor):
+        return factors * roots.view(-1, *[1] * (factors.ndim - 1))
+    inputs, deltas = factors
+    return inputs, deltas * roots.view(-1, *[1] * (deltas.ndim - 1))
+
+
+def _with_rows_of_classes(of_layer: Sequence[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Give one layer's inputs and deltas, with a row a class one after another."""
+    first = of_layer[0]
+    if isinstance(first, torch.Tensor):
+        rows: NDArray[Any] = torch.stack([_rows_of(f) for f in of_layer], dim=1).numpy()
+        rows = rows.reshape(-1, rows.shape[-1])
+        return rows, np.ones((len(rows), 1), rows.dtype)
+    deltas = torch.stack([deltas for _, deltas in of_layer], dim=1)
+    deltas = deltas.reshape(-1, *deltas.shape[2:])
+    inputs = first[0]
+    if inputs.shape[1] == 1:
+        inputs, deltas = inputs[:, 0], deltas[:, 0]
+    return inputs.contiguous().numpy(), deltas.contiguous().numpy()
 
 
 def _at_one_position(factors: Any) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -25,7 +25,9 @@ before the owner of     t           older       charges every round that is in t
 the ledger saved it                             and not in the ledger
 ======================  ==========  ==========  ================================================
 
-The owner of a ledger on disk saves it in ``on_round``, before showing the round to anybody.
+The owner of a ledger on disk saves it in ``on_round``, before showing the round to anybody. A
+:class:`qexp.SharedLedger` is on disk at every step: a process that is lost between reservation and
+charge leaves the reservation open, and the restart takes it up under the same label.
 
 Private curvature is a draw of its own before the first round, and goes the same way as round 0.
 

@@ -352,6 +352,12 @@ def test_every_curvature_runs(folder, curvature, projection):
     assert certificate["public_inputs"]["projection"]["n_components"] == (20 if projection else 123)
 
 
+def test_a_share_of_the_budget_buys_private_curvature(folder):
+    assert run_job(job(folder, schedule__curvature_share="0.2")) == 0
+    assert len(read_ledger(folder / "ledger.jsonl").entries) == 5
+    assert "curvature share" in (folder / "out" / "report.html").read_text()
+
+
 def test_a_users_records_are_protected_together(folder):
     np.save(folder / "ids.npy", np.arange(300) // 5)
     settings = job(folder, private__groups='"ids.npy"', private__max_records_per_user="5")

@@ -550,11 +550,13 @@ def task():
     return model, X, y, qexp.KroneckerCurvature.from_model(model, X[:100], damping=1e-2)
 
 
-def tune(task, folder, ledger, **changes):
+def tune(task, folder, ledger, share=0.0, **changes):
     model, X, y, curvature = task
     return fine_tune(
         model, X, y,
-        schedule=Schedule(rounds=4, clipping_norm=3.0, step_size=0.5, damping=1e-2),
+        schedule=Schedule(
+            rounds=4, clipping_norm=3.0, step_size=0.5, damping=1e-2, curvature_share=share
+        ),
         curvature=curvature, target_epsilon=2.0, target_delta=1e-5,
         rng=insecure_test_generator(5), checkpoint=folder / "job.npz", ledger=ledger, **changes,
     )  # fmt: skip
@@ -608,6 +610,26 @@ def test_a_job_killed_anywhere_pays_every_round_once(
     assert len(ledger.entries) == 4
 
 
+def test_private_curvature_that_was_killed_resumes_on_an_exact_budget(task, tmp_path, monkeypatch):
+    (tmp_path / "whole").mkdir()
+    expected = tune(task, tmp_path / "whole", None, share=0.2)
+    ledger = SharedLedger.create(tmp_path / "ledger", mu_budget=expected.release.mu)
+
+    def die(*_):
+        raise Killed
+
+    monkeypatch.setattr(SharedLedger, "_pay", die)
+    monkeypatch.setattr(SharedLedger, "_give_back", lambda *_: None)
+    with pytest.raises(Killed):
+        tune(task, tmp_path, ledger, share=0.2)
+    monkeypatch.undo()
+    assert len(ledger.open_reservations) == 1
+    result = tune(task, tmp_path, SharedLedger(tmp_path / "ledger"), share=0.2)
+    assert np.array_equal(result.release.weights, expected.release.weights)
+    assert ledger.mu_spent == expected.release.mu
+    assert len(ledger.entries) == 5
+
+
 def test_a_round_whose_share_was_released_is_not_free_when_its_job_resumes(
     task, tmp_path, monkeypatch
 ):
@@ -650,3 +672,22 @@ def test_a_single_draw_is_charged_in_the_file(path):
         rng=insecure_test_generator(0),
     )
     assert SharedLedger(path).mu_spent == release.mu
+
+
+def test_the_estimator_pays_into_the_file(path):
+    from sklearn.linear_model import LogisticRegression
+
+    from qexp.estimator import PrivateFineTuner
+
+    chance = np.random.default_rng(0)
+    X = chance.normal(size=(200, 3))
+    y = (X[:, 0] > 0).astype(int)
+    tuner = PrivateFineTuner(
+        LogisticRegression().fit(X[:50], y[:50]),
+        target_epsilon=1.0,
+        target_delta=1e-5,
+        public_data=(X[:50], y[:50]),
+        rounds=2,
+    )
+    tuner.fit(X[50:], y[50:], ledger=SharedLedger.create(path, mu_budget=1.0))
+    assert SharedLedger(path).mu_spent == tuner.release_.mu

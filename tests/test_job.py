@@ -4,6 +4,7 @@ import html.parser
 import importlib.util
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -413,6 +414,20 @@ def test_a_dry_run_reads_no_private_value_and_writes_nothing(folder, monkeypatch
     SharedLedger(folder / "ledger.jsonl").charge(0.2)
     assert "NOT ENOUGH" in dry_run(load_settings(path))
     assert "nothing stops another job" in dry_run(job(folder, privacy__ledger=None))
+
+
+def test_a_terminal_gets_words_and_no_json(folder):
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qexp", "run", str(write(folder))], stderr=follower
+    )
+    assert process.wait(timeout=60) == 0
+    os.close(follower)
+    text = os.read(leader, 100_000).decode()
+    os.close(leader)
+    assert "qexp: 300 private records" in text
+    assert "qexp: finished after 4 of 4 round(s)" in text
+    assert '{"' not in text
 
 
 # ---------------------------------------------------------------------------------------- plans

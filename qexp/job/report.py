@@ -157,7 +157,7 @@ def _rounds(result: FineTuneResult) -> list[str]:
     rounds = [float(numbers["round"]) for numbers in history]
     charts = [
         ("mu_so_far", "μ spent", "Privacy spent so far, μ, after every round"),
-        ("noise_to_signal", "noise / noisy sum", "Share of noise in every round's sum"),
+        ("noise_to_signal", "noise / noisy sum", "Expected noise over the noisy sum, every round"),
         ("step_norm", "step length", "Length of every round's step in weight space"),
     ]
     parts = ["<h2>Round by round</h2>"]

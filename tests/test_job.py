@@ -1,5 +1,6 @@
 """Batch jobs: the job file, runs and their outputs, stops and resumption, reports, exit codes."""
 
+import dataclasses
 import html.parser
 import importlib.util
 import json
@@ -11,17 +12,21 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import qexp
 from qexp import cli, planning
 from qexp._communicator import SingleProcess
 from qexp.bits import insecure_test_generator
 from qexp.job import run as run_module
+from qexp.job import settings as settings_module
 from qexp.job import signals
 from qexp.job._svg import line_chart
 from qexp.job.exit_codes import ExitCode, exit_code
@@ -144,15 +149,15 @@ def weights(folder):
 
 def test_settings_are_typed_and_paths_relative_to_the_file(folder, monkeypatch):
     monkeypatch.setenv("QEXP_TEST_FOLDER", str(folder))
-    settings = job(
+    loaded = job(
         folder, private__features='"${QEXP_TEST_FOLDER}/x-*.npy"', run__wall_time='"1-02:03:04"'
     )
-    assert settings.private.features == (str(folder / "x-*.npy"),)
-    assert settings.private.labels == (str(folder / "y-1.npy"), str(folder / "y-2.npy"))
-    assert settings.output.folder == str(folder / "out")
-    assert settings.run.wall_time == 93784.0
-    assert settings.run.grace == 60.0
-    assert settings.schedule.fixed().averaged_rounds == 2
+    assert loaded.private.features == (str(folder / "x-*.npy"),)
+    assert loaded.private.labels == (str(folder / "y-1.npy"), str(folder / "y-2.npy"))
+    assert loaded.output.folder == str(folder / "out")
+    assert loaded.run.wall_time == 93784.0
+    assert loaded.run.grace == 60.0
+    assert loaded.schedule.fixed().averaged_rounds == 2
     assert load_settings(folder / "job.toml", output="/else").output.folder == "/else"
 
 
@@ -218,12 +223,47 @@ def test_all_mistakes_come_at_once_and_before_any_file_is_opened(tmp_path):
     assert "did you mean output?" in str(caught.value)
 
 
+KEYS = [
+    (section, key.name)
+    for section, kind in settings_module._SECTIONS.items()
+    for key in dataclasses.fields(kind)
+]
+SCALARS = st.one_of(
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(st.characters(codec="ascii", exclude_categories=("Cc",)), max_size=12),
+    st.sampled_from(["plan", "torch", "srht", "images", "1:00:00", "${HOME}", "${", "a:b"]),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(key=st.sampled_from(KEYS), value=SCALARS | st.lists(SCALARS, max_size=3))
+def test_any_value_is_taken_or_refused_by_the_name_of_its_key(tmp_path_factory, key, value):
+    section, name = key
+    path = tmp_path_factory.mktemp("any") / "job.toml"
+    document = tomllib.loads(JOB)
+    document.setdefault(section, {})[name] = value
+    path.write_text(
+        "".join(
+            f"[{part}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in keys.items())
+            for part, keys in document.items()
+        )
+    )
+    message = f"{section}."
+    try:
+        load_settings(path)
+    except SettingsError as error:
+        message = str(error)
+    assert f"{section}." in message
+
+
 def test_the_explanation_names_every_key(folder):
     text = explain()
-    settings = job(folder)
+    loaded = job(folder)
     for section in ("model", "public", "private", "privacy", "schedule", "projection", "run"):
         assert f"[{section}]" in text
-        for key in vars(getattr(settings, section)):
+        for key in vars(getattr(loaded, section)):
             assert f"  {key} " in text
 
 
@@ -280,8 +320,8 @@ def test_a_file_that_may_not_be_read_is_bad_input(folder, monkeypatch, capsys):
 
 def test_weights_come_from_a_release_and_in_the_dtype_asked_for(folder):
     run_job(job(folder))
-    settings = job(folder, model__weights='"out/weights.npz"', model__dtype='"float64"')
-    model = open_inputs(settings).model
+    loaded = job(folder, model__weights='"out/weights.npz"', model__dtype='"float64"')
+    model = open_inputs(loaded).model
     assert model.dtype == np.float64
     assert np.array_equal(model.weights, weights(folder / "out").astype(np.float64))
 
@@ -296,8 +336,8 @@ def test_a_model_from_an_entry_point(folder, monkeypatch):
         "    return 3\n"
     )
     torch = {"model__kind": '"torch"', "model__layer_sizes": None}
-    settings = job(folder, model__entry_point='"my_models:made"', **torch)
-    inputs = open_inputs(settings)
+    loaded = job(folder, model__entry_point='"my_models:made"', **torch)
+    inputs = open_inputs(loaded)
     assert np.array_equal(inputs.model.weights, np.load(folder / "weights.npy"))
     for entry, message in (
         ("my_models:none", "has no 'none'"),
@@ -361,8 +401,8 @@ def test_a_share_of_the_budget_buys_private_curvature(folder):
 
 def test_a_users_records_are_protected_together(folder):
     np.save(folder / "ids.npy", np.arange(300) // 5)
-    settings = job(folder, private__groups='"ids.npy"', private__max_records_per_user="5")
-    assert run_job(settings) == 0
+    loaded = job(folder, private__groups='"ids.npy"', private__max_records_per_user="5")
+    assert run_job(loaded) == 0
     release = qexp.PrivateRelease.load(folder / "out" / "weights.npz")
     assert release.n_records == 60
     assert "user" in release.unit_of_privacy
@@ -589,7 +629,7 @@ def test_a_full_disk_stops_the_job_which_resumes(folder):
 
 @pytest.mark.parametrize("place", ["weights.npz", "certificate.json", "report.html"])
 def test_outputs_are_whole_or_not_there(folder, place, monkeypatch):
-    settings = job(folder)
+    loaded = job(folder)
 
     def full(path, *arguments):
         if str(path).endswith(place):
@@ -600,20 +640,20 @@ def test_outputs_are_whole_or_not_there(folder, place, monkeypatch):
         write_file = importlib.import_module(module).atomic_write
         monkeypatch.setattr(f"{module}.atomic_write", full)
     with pytest.raises(OSError, match="No space") as caught:
-        run_job(settings)
+        run_job(loaded)
     assert exit_code(caught.value) == ExitCode.DISK
     assert place not in outputs(folder / "out")
     assert not list((folder / "out").glob(".qexp*"))
     monkeypatch.undo()
-    assert run_job(settings, resume=True) == 0
+    assert run_job(loaded, resume=True) == 0
     assert len(read_ledger(folder / "ledger.jsonl").entries) == 4
 
 
 def test_the_wall_time_stops_before_a_round_that_would_not_finish(folder, monkeypatch, capfd):
     clock = iter(np.arange(0.0, 1e6, 10.0).tolist())
     monkeypatch.setattr(signals, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
-    settings = job(folder, run__wall_time="35")
-    assert run_job(settings) == ExitCode.INTERRUPTED
+    loaded = job(folder, run__wall_time="35")
+    assert run_job(loaded) == ExitCode.INTERRUPTED
     assert "stopped by wall time after 2 round(s)" in capfd.readouterr().err
     monkeypatch.undo()
     assert run_job(job(folder), resume=True) == 0

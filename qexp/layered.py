@@ -25,7 +25,6 @@ from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import solve_triangular
 
 from qexp import _checks, _core
 from qexp._factor import damped_inverse_factor, new_gram, whitener
@@ -197,6 +196,8 @@ class KroneckerLayer(LayerCurvature):
         self, values: NDArray[np.float64], vectors: NDArray[np.float64]
     ) -> KroneckerLayer:
         """Give the layer with L_A (I + V diag(values) Vᵀ) L_Aᵀ for the damped A."""
+        from scipy.linalg import solve_triangular
+
         beyond = (vectors * values) @ vectors.T
         beyond[np.diag_indices_from(beyond)] += 1.0
         other = copy.copy(self)

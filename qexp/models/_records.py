@@ -70,6 +70,14 @@ def record_blocks(
         yield rows, block
 
 
+def public_uniforms(seed: np.random.SeedSequence, first_record: int) -> np.random.Generator:
+    """Give a stream of one uniform number a record, from some record on."""
+    # Philox counts in fours, and a double takes one.
+    generator = np.random.Generator(np.random.Philox(seed).advance(first_record // 4))
+    generator.random(first_record % 4)
+    return generator
+
+
 def require_finite(block: NDArray[Any], first_record: int) -> None:
     """Raise for public records that are not finite. Never for private ones."""
     good = np.isfinite(block).all(axis=1)

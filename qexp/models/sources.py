@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp.models._records import Rows, as_classes, record_blocks, require_finite
+from qexp.models._records import (
+    Rows,
+    as_classes,
+    public_uniforms,
+    record_blocks,
+    require_finite,
+)
 
 if TYPE_CHECKING:
     from qexp import _core
@@ -200,10 +206,7 @@ class CurvatureSource(_RowSource):
         self._first_record = first_record
 
     def _prepared(self, block_size: int) -> Iterator[tuple[NDArray[Any], NDArray[np.int64] | None]]:
-        # Philox counts in fours, and a double takes one.
-        bits = np.random.Philox(self._seed).advance(self._first_record // 4)
-        generator = np.random.Generator(bits)
-        generator.random(self._first_record % 4)
+        generator = public_uniforms(self._seed, self._first_record)
         for rows, features in record_blocks(self._features, block_size, self.dtype):
             require_finite(features, rows.start)
             if not isinstance(self._labels, str):

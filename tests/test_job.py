@@ -195,6 +195,10 @@ def test_settings_are_typed_and_paths_relative_to_the_file(folder, monkeypatch):
         ({"run__threads": "0"}, "run.threads: is 0; it needs an integer of at least 1"),
         ({"private__max_records_per_user": "3"}, "needs private.groups"),
         ({"output__folder": None}, "output.folder: is missing"),
+        (
+            {"schedule__rounds": '"plan"', "private__groups": '"g.npy"'},
+            "plans are made for records, not users",
+        ),
     ],
 )
 def test_mistakes_are_named_with_what_is_allowed(folder, changes, message):
@@ -399,14 +403,20 @@ def test_a_share_of_the_budget_buys_private_curvature(folder):
     assert "curvature share" in (folder / "out" / "report.html").read_text()
 
 
-def test_a_users_records_are_protected_together(folder):
+def test_a_users_records_are_protected_together(folder, capfd):
     np.save(folder / "ids.npy", np.arange(300) // 5)
     loaded = job(folder, private__groups='"ids.npy"', private__max_records_per_user="5")
     assert run_job(loaded) == 0
     release = qexp.PrivateRelease.load(folder / "out" / "weights.npz")
     assert release.n_records == 60
     assert "user" in release.unit_of_privacy
-    assert "user" in (folder / "out" / "report.html").read_text()
+    report = (folder / "out" / "report.html").read_text()
+    assert "user" in report
+    # How many records they have together could depend on one of them.
+    document = json.loads((folder / "out" / "certificate.json").read_text())
+    assert document["sizes"]["n_records"] is None
+    assert ">300<" not in report
+    assert "300 private" not in capfd.readouterr().err
 
 
 def test_a_folder_in_use_is_refused_without_resume(folder, capsys):
@@ -448,7 +458,14 @@ def test_a_dry_run_reads_no_private_value_and_writes_nothing(folder, monkeypatch
     before = sorted(folder.iterdir())
     assert cli.main(["run", str(path), "--dry-run"]) == 0
     text = capsys.readouterr().out
-    for words in ("300 (public", "4 round(s)", "enough", "MiB", "s a round", "NOT PRIVATE"):
+    for words in (
+        "300 private records (public",
+        "4 round(s)",
+        "enough",
+        "MiB",
+        "s a round",
+        "NOT PRIVATE",
+    ):
         assert words in text
     assert sorted(folder.iterdir()) == before
     SharedLedger(folder / "ledger.jsonl").charge(0.2)

@@ -224,8 +224,10 @@ def _require_width(model: Any, shape: tuple[int, ...], name: str) -> None:
 
 def summary(inputs: Inputs) -> Mapping[str, Any]:
     """Give the public sizes of a job."""
+    by_user = inputs.shards.groups is not None
     return {
-        "n_records": inputs.shards.n_records_total,
+        # Where a user is protected, how many records they all have is not public.
+        "n_records": None if by_user else inputs.shards.n_records_total,
         "n_parameters": len(inputs.model.weights),
         "n_components": len(inputs.model.weights)
         if inputs.projection is None

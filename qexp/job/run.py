@@ -126,8 +126,7 @@ class _Run:
             if is_root:
                 log.event(
                     "start",
-                    f"{sizes['n_records']} private records, {sizes['n_parameters']} weights, "
-                    f"{ranks.size} rank(s)",
+                    f"{_records(sizes)}, {sizes['n_parameters']} weights, {ranks.size} rank(s)",
                     **sizes,
                     ranks=ranks.size,
                     job=os.path.basename(job.path),
@@ -261,6 +260,11 @@ class _Run:
             mu=release.mu,
             folder=folder,
         )
+
+
+def _records(sizes: Mapping[str, Any]) -> str:
+    n = sizes["n_records"]
+    return "private records by user" if n is None else f"{n} private records"
 
 
 def _code(result: FineTuneResult) -> ExitCode:
@@ -432,7 +436,7 @@ def dry_run(job: JobSettings) -> str:
         seconds, memory = _trial(job, inputs, schedule)
     mu = calibrate_mu(job.privacy.epsilon, job.privacy.delta)
     rows = [
-        ("private records", f"{sizes['n_records']} (public figure; no value was read)"),
+        ("private", f"{_records(sizes)} (public; no value was read)"),
         ("weights", f"{sizes['n_parameters']}, drawn in {sizes['n_components']} dimensions"),
         ("curvature", job.public.curvature),
         (

@@ -513,6 +513,11 @@ def _contradictions(job: JobSettings) -> list[str]:
             "schedule.rounds: plans are made for perceptrons; give a torch model its rounds",
         )
         need(
+            job.private.groups is None,
+            "schedule.rounds: plans are made for records, not users; with private.groups give "
+            "rounds as a number",
+        )
+        need(
             job.projection.kind == "none",
             "schedule.rounds: plans are made without a projection; give rounds as a number, or "
             'projection.kind = "none"',

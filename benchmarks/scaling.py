@@ -151,8 +151,8 @@ def links(ranks, rounds):
 def predicted(n, components, ranks, per_record, per_component, alpha, per_byte):
     """Model one round: noise on the root, records on all ranks, sum, step, weights back."""
     hops = math.ceil(math.log2(ranks)) if ranks > 1 else 0
-    moved = 2 * 8 * components * (ranks - 1) / ranks
-    # The sum, the weights back, and the five exchanges of a few bytes around them.
+    # The sum, float32 weights back, and the five exchanges of a few bytes around them.
+    moved = (8 + 4) * components * (ranks - 1) / ranks
     network = 7 * 2 * hops * alpha + 2 * moved * per_byte
     return components * per_component, n / ranks * per_record, network
 

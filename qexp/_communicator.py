@@ -12,6 +12,7 @@ no rank waits for one that has given up.
 from __future__ import annotations
 
 import contextlib
+import math
 import pickle
 import sys
 import time
@@ -26,11 +27,13 @@ from numpy.typing import NDArray
 
 __all__ = ["Communicator", "MpiCommunicator", "RankError", "SingleProcess"]
 
-# 8 MiB a message: far below MPI's 2³¹ elements, fastest, and what MPI sets aside is as small.
-_ELEMENTS_AT_ONCE: Final = 2**20
-_BYTES_AT_ONCE: Final = 2**23
+# 4 MiB a message: far below MPI's 2³¹ elements, fastest, and what MPI sets aside is as small.
+_ELEMENTS_AT_ONCE: Final = 2**19
+_BYTES_AT_ONCE: Final = 2**22
 _LONGEST_PAUSE: Final = 1e-3
-# After a shared error, for the other ranks to end by themselves; before an abort, for the message.
+# After an error, for the other ranks to come and hear of it, and to end by themselves; before an
+# abort, for the message.
+_SECONDS_TO_HEAR: Final = 15.0
 _SECONDS_TO_LEAVE: Final = 15.0
 _SECONDS_TO_SPEAK: Final = 0.2
 _SHARED: Final = "_qexp_shared_by_rank"
@@ -92,7 +95,8 @@ class Communicator(Protocol):
         """Make an error of one rank inside the block an error of all.
 
         The rank that failed raises what it raised; the others raise the same, with a note that
-        names the rank, at their next exchange or at the end of the block.
+        names the rank, at their next exchange or at the end of the block. Where others do not get
+        there within fifteen seconds, the job is ended.
         """
         ...
 
@@ -252,11 +256,11 @@ class MpiCommunicator:
     ) -> None:
         """End the job on an exception that nobody caught, with its message: for sys.excepthook."""
         shared_by = _shared_by(error)
-        lines = traceback.format_exception(kind, error, trace)
+        text = self._told(error)
         if shared_by not in (None, self.rank):
             # The rank that failed shows where.
             lines = traceback.format_exception_only(error)
-        text = f"rank {self.rank} of {self.size}:\n{''.join(lines)}"
+            text = f"rank {self.rank} of {self.size}:\n{''.join(lines)}"
         if shared_by is None:
             self.abort(text)
         print(text, file=sys.stderr, flush=True)
@@ -266,13 +270,21 @@ class MpiCommunicator:
                 self._mpi.COMM_WORLD.Abort(1)
             time.sleep(_LONGEST_PAUSE)
 
+    def _told(self, error: BaseException | None) -> str:
+        trace = "" if error is None else "".join(traceback.format_exception(error))
+        return f"rank {self.rank} of {self.size}:\n{trace}"
+
     def _exchange(self, error: BaseException | None, value: Any) -> list[Any]:
         """Give everybody's value to everybody; raise where somebody has an error instead."""
         with self._or_abort():
             # A barrier that sleeps: MPI's own waiting would take the processor from the ranks
             # that are waited for, where several share one.
             request, pause = self._comm.Ibarrier(), 0.0
+            latest = time.monotonic() + (math.inf if error is None else _SECONDS_TO_HEAR)
             while not request.Test():
+                if time.monotonic() > latest:
+                    # Others are in the midst of their records, which are of no use any more.
+                    self.abort(self._told(error))
                 time.sleep(pause)
                 pause = min(_LONGEST_PAUSE, pause + 1e-5)
             said = self._comm.allgather((_packed(error), value))
@@ -300,8 +312,7 @@ class MpiCommunicator:
         try:
             yield
         except BaseException as error:
-            name = type(error).__name__
-            self.abort(f"rank {self.rank} of {self.size}: {name} between ranks: {error}")
+            self.abort(self._told(error))
 
 
 class _OthersFailedTooError(Exception):

@@ -156,6 +156,12 @@ def per_user(
     ------
     TypeError, ValueError
         If the ids are no integers, not sorted, or not one a record.
+
+    Notes
+    -----
+    Neighbouring data sets differ in what one user's records hold. Where a gradient's bits depend
+    on its record's place, as with :class:`qexp.models.torch.TorchModel`, how many records each user
+    has moves the others' places; take the numbers of records as public there.
     """
     if max_records_per_user is not None:
         max_records_per_user = _checks.count(max_records_per_user, "max_records_per_user")

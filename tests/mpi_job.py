@@ -333,6 +333,13 @@ def main():
             if ranks.rank == ranks.size - 1:
                 raise ValueError("something of rank one's own")
             said = tune(ranks).release.mu
+    elif case == "others are busy":
+        _communicator._SECONDS_TO_HEAR = 1.0
+        with ranks.shared_fate():
+            if ranks.rank == ranks.size - 1:
+                raise ValueError("something of rank one's own")
+            time.sleep(60)
+        said = None
     else:
         raise AssertionError(case)
     all_said = ranks.gather(json.dumps(said))

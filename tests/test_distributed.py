@@ -204,7 +204,7 @@ def test_a_shard_of_nan_is_a_shard_of_null_records(tmp_path):
 
 
 @needs_mpi
-@pytest.mark.parametrize("case", ["uncaught", "uncaught, shared"])
+@pytest.mark.parametrize("case", ["uncaught", "uncaught, shared", "others are busy"])
 def test_an_error_that_nobody_catches_ends_the_job_with_its_message(tmp_path, case):
     begin = time.monotonic()
     with start(3, case, tmp_path) as process:

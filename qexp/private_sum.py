@@ -47,8 +47,8 @@ _LEAST_BOUND_BITS: Final = 25
 # What the kernels' integer arithmetic has room for.
 _MOST_BOUND_BITS: Final = 51
 _LEAST_CLIPPING_NORM: Final = 1e-100
-# A draw takes 17.6 words on average. A first guess only: missing words are fetched.
-_WORDS_PER_DRAW: Final = 18
+# A draw takes 1.1 words on average. A first guess only: missing words are fetched.
+_WORDS_PER_DRAW: Final = 1
 # Words that stay in cache until they are used.
 _MOST_WORDS_AT_ONCE: Final = 2**14
 

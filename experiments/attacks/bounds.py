@@ -19,8 +19,8 @@ from scipy import stats
 from qexp import epsilon
 
 # Shares of the canaries that are guessed: few canaries of extreme scores are guessed better. Each
-# is a test of its own, at a third of the level.
-GUESS_SHARES = (1.0, 0.25, 1 / 16)
+# is a test of its own, at a quarter of the level.
+GUESS_SHARES = (1.0, 0.5, 0.25, 1 / 16)
 
 _NORMAL = NormalDist()
 _SMALLEST = 1e-300
@@ -83,9 +83,7 @@ def mu_lower_bound(
     """Return μ_lo: μ-GDP is refuted for every smaller μ."""
 
     def refuted(mu: float) -> bool:
-        return is_refuted(
-            gaussian_loss(mu), n_canaries, n_guesses, n_correct, level=1 - confidence
-        )
+        return is_refuted(gaussian_loss(mu), n_canaries, n_guesses, n_correct, level=1 - confidence)
 
     return _largest(refuted, 32.0)
 
@@ -164,15 +162,13 @@ def judge(
         "canaries": m,
         "accuracy": float(np.mean(right)),
         "mu_lo": round(mu_lo, 4),
-        "mu_lo_most": round(mu_most, 3),
+        "mu_lo_most": round(mu_most, 4),
         "mu_lo_independent": round(mu_if_independent(m, int(np.count_nonzero(right))), 4),
         "epsilon_lo_gdp": round(epsilon(delta, mu_lo), 3) if mu_lo > 0 else 0.0,
-        "epsilon_lo_gdp_most": round(epsilon(delta, mu_most), 2),
+        "epsilon_lo_gdp_most": round(epsilon(delta, mu_most), 3),
         "epsilon_lo": round(max(epsilons), 4),
         "epsilon_lo_most": round(
-            max(
-                epsilon_lower_bound(m, r, r, delta=delta, confidence=confidence) for r in counts
-            ),
-            3,
+            max(epsilon_lower_bound(m, r, r, delta=delta, confidence=confidence) for r in counts),
+            4,
         ),
     }

@@ -1,0 +1,244 @@
+"""Infer who was in the data, from the released weights: LiRA on a few private digits.
+
+    python -m experiments.attacks.membership --epsilon 1
+    python -m experiments.attacks.membership --non-private
+
+Likelihood ratios of Carlini, Chien, Nasr, Song, Terzis and Tramèr 2022, "Membership inference
+attacks from first principles", online: shadow models are fine-tuned on random halves of the same
+records; for each record, a statistic of the models that had it and of those that had not is
+fitted by a normal each, and a target model's statistic is judged by their ratio. Two statistics:
+
+    confidence  log p/(1 - p) of the record's label
+    gradient    -<θ - θ₀, g>, g the record's gradient at θ₀: what canaries are scored by
+
+Every record is in a target's data by a fair coin, or null; target and shadow models are drawn
+alike. Thresholds come from the first half of the targets, rates from the second; intervals are
+Clopper and Pearson's, as if all (target, record) pairs were independent. The last line printed is
+JSON. Needs the data sets (environment variable QEXP_DATA). Noise is the reproducible test
+generator's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from experiments.attacks.bounds import clopper_pearson
+from experiments.attacks.one_run_audit import label_logits
+from qexp import KroneckerCurvature, Schedule, calibrate_mu, fine_tune
+from qexp.bits import insecure_test_generator
+from qexp.models import MultilayerPerceptron
+
+DELTA = 1e-5
+STATISTICS = ("confidence", "gradient")
+FALSE_POSITIVE_RATES = (0.001, 0.01)
+# Few rounds at a small norm: what suits so few records.
+SCHEDULE = Schedule(rounds=4, clipping_norm=3.0, step_size=0.5, damping=1e-2)
+
+Train = Callable[[NDArray[np.bool_], int], MultilayerPerceptron]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Models:
+    """Who was in which model's data (models, records), and each statistic, of the same shape."""
+
+    members: NDArray[np.bool_]
+    statistics: dict[str, NDArray[np.float64]]
+
+    def part(self, which: slice) -> Models:
+        return Models(
+            members=self.members[which],
+            statistics={name: values[which] for name, values in self.statistics.items()},
+        )
+
+
+def train_models(
+    pretrained: MultilayerPerceptron,
+    X: NDArray[Any],
+    y: NDArray[Any],
+    train: Train,
+    *,
+    n_models: int,
+    seed: int,
+) -> Models:
+    """Train models on random halves, and keep their statistics of all records."""
+    rng = np.random.default_rng(seed)
+    members = rng.random((n_models, len(y))) < 0.5
+    gradients = np.concatenate([b.copy() for b in pretrained.gradient_blocks(X, y).blocks()])
+    values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in STATISTICS}
+    for number, inside in enumerate(members):
+        model = train(inside, seed + number)
+        values["confidence"].append(label_logits(model, X, y))
+        step = model.weights - pretrained.weights
+        values["gradient"].append(-(gradients @ step).astype(np.float64))
+    return Models(
+        members=members, statistics={name: np.array(rows) for name, rows in values.items()}
+    )
+
+
+def likelihood_ratios(shadow: Models, target: Models, name: str) -> NDArray[np.float64]:
+    """Return log N(φ; in) - log N(φ; out) of all targets' records, normals fitted to shadows."""
+
+    def log_density(members: NDArray[np.bool_]) -> NDArray[np.float64]:
+        values = np.where(members, shadow.statistics[name], np.nan)
+        mean, spread = np.nanmean(values, axis=0), np.nanstd(values, axis=0, ddof=1)
+        density: NDArray[np.float64] = stats.norm.logpdf(
+            target.statistics[name], mean, np.maximum(spread, 1e-12)
+        )
+        return density
+
+    return log_density(shadow.members) - log_density(~shadow.members)
+
+
+def rates(
+    scores: NDArray[np.float64], members: NDArray[np.bool_], mu: float | None
+) -> dict[str, Any]:
+    """Return AUC and, at thresholds chosen on the first half of the targets, rates on the second.
+
+    A μ-GDP mechanism has TPR ≤ Φ(Φ⁻¹(FPR) + μ) (Dong, Roth and Su 2022), also on average over
+    records, since that is concave.
+    """
+    half = len(scores) // 2
+    first, first_in = scores[:half].ravel(), members[:half].ravel()
+    second, second_in = scores[half:].ravel(), members[half:].ravel()
+    found: dict[str, Any] = {"auc": round(area(scores.ravel(), members.ravel()), 4)}
+    if mu is not None:
+        found["auc_most"] = round(float(stats.norm.cdf(mu / math.sqrt(2))), 4)
+    for level in FALSE_POSITIVE_RATES:
+        threshold = np.quantile(first[~first_in], 1 - level)
+        above = second > threshold
+        hits, n_in = int(np.sum(above & second_in)), int(np.sum(second_in))
+        alarms, n_out = int(np.sum(above & ~second_in)), int(np.sum(~second_in))
+        at: dict[str, Any] = {
+            "fpr": round(alarms / n_out, 5),
+            "fpr_interval": [round(end, 5) for end in clopper_pearson(alarms, n_out)],
+            "tpr": round(hits / n_in, 5),
+            "tpr_interval": [round(end, 5) for end in clopper_pearson(hits, n_in)],
+        }
+        if mu is not None:
+            at["tpr_most"] = round(gdp_true_positives(level, mu), 5)
+            at["tpr_most_at_fpr"] = round(gdp_true_positives(alarms / n_out, mu), 5)
+            at["holds"] = at["tpr_interval"][0] <= gdp_true_positives(at["fpr_interval"][1], mu)
+        found[f"fpr_{level:g}"] = at
+    return found
+
+
+def gdp_true_positives(false_positives: float, mu: float) -> float:
+    """Return the largest TPR at a FPR against μ-GDP."""
+    return float(stats.norm.cdf(stats.norm.ppf(false_positives) + mu))
+
+
+def area(scores: NDArray[np.float64], members: NDArray[np.bool_]) -> float:
+    """Return the area under the ROC curve."""
+    ranks = stats.rankdata(scores)
+    n_in, n_out = np.sum(members), np.sum(~members)
+    return float((ranks[members].sum() - n_in * (n_in + 1) / 2) / (n_in * n_out))
+
+
+def private_training(
+    pretrained: MultilayerPerceptron,
+    X: NDArray[Any],
+    y: NDArray[Any],
+    X_public: NDArray[Any],
+    *,
+    epsilon: float,
+) -> Train:
+    curvature = KroneckerCurvature.from_model(pretrained, X_public, damping=SCHEDULE.damping)
+
+    def train(inside: NDArray[np.bool_], seed: int) -> MultilayerPerceptron:
+        result = fine_tune(
+            pretrained,
+            np.where(inside[:, None], X, np.nan).astype(X.dtype),
+            y,
+            schedule=SCHEDULE,
+            curvature=curvature,
+            target_epsilon=epsilon,
+            target_delta=DELTA,
+            rng=insecure_test_generator(seed),
+        )
+        model: MultilayerPerceptron = result.model
+        return model
+
+    return train
+
+
+def overfitting(pretrained: MultilayerPerceptron, X: NDArray[Any], y: NDArray[Any]) -> Train:
+    """Train without privacy until the records are known by heart."""
+
+    def train(inside: NDArray[np.bool_], seed: int) -> MultilayerPerceptron:
+        return pretrained.fit(
+            X[inside],
+            y[inside],
+            epochs=100,
+            batch_size=32,
+            learning_rate=5e-3,
+            weight_decay=0.0,
+            seed=seed,
+        )
+
+    return train
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    from experiments.tasks import TASKS
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--epsilon", type=float, default=1.0)
+    parser.add_argument("--non-private", action="store_true", help="attack model.fit instead")
+    parser.add_argument("--records", type=int, default=500, help="private records (default 500)")
+    parser.add_argument(
+        "--mislabelled", type=float, default=0.0, help="share of them that get a wrong label"
+    )
+    parser.add_argument("--shadows", type=int, default=200, help="shadow models (default 200)")
+    parser.add_argument("--targets", type=int, default=100, help="models attacked (default 100)")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    start = time.perf_counter()
+    task = TASKS["mnist_to_usps"](0)
+    rng = np.random.default_rng(given.seed)
+    chosen = rng.permutation(len(task.X_private))[: given.records]
+    X, y = task.X_private[chosen], task.y_private[chosen].astype(np.int64)
+    n_wrong = round(given.mislabelled * given.records)
+    y[:n_wrong] = (y[:n_wrong] + rng.integers(1, 10, n_wrong)) % 10
+    if given.non_private:
+        mu, train = None, overfitting(task.model, X, y)
+    else:
+        mu = calibrate_mu(given.epsilon, DELTA)
+        train = private_training(task.model, X, y, task.X_held_out[:4000], epsilon=given.epsilon)
+    models = train_models(
+        task.model, X, y, train, n_models=given.shadows + given.targets, seed=1000 * given.seed
+    )
+    shadow, target = models.part(slice(given.shadows)), models.part(slice(given.shadows, None))
+    one = train(target.members[0], 0)
+    result = {
+        "study": "membership",
+        "epsilon": None if given.non_private else given.epsilon,
+        "delta": DELTA,
+        "mu": mu,
+        "records": given.records,
+        "mislabelled": given.mislabelled,
+        "shadows": given.shadows,
+        "targets": given.targets,
+        "test_accuracy": round(one.score(task.X_test, task.y_test), 4),
+        **{
+            name: rates(likelihood_ratios(shadow, target, name), target.members, mu)
+            for name in STATISTICS
+        },
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -31,7 +31,7 @@ from qexp.models import MultilayerPerceptron
 from qexp.privacy import calibrate_mu, epsilon
 from qexp.private_curvature import MOST_OF_MEAN, kept_directions
 from qexp.projections import SRHT
-from qexp.surrogates import Surrogate, image_surrogates, table_surrogates
+from qexp.surrogates import Surrogate, as_they_are, image_surrogates, table_surrogates
 
 __all__ = ["Plan", "candidate_schedules", "plan"]
 
@@ -599,7 +599,7 @@ def plan(
     n_records: int,
     target_epsilon: float,
     target_delta: float,
-    surrogate: Literal["images", "tabular"] | Surrogate | Sequence[Surrogate] = "images",
+    surrogate: Literal["images", "tabular", "none"] | Surrogate | Sequence[Surrogate] = "images",
     image_shape: tuple[int, int] | None = None,
     public_group: ArrayLike | None = None,
     curvature: Literal["kronecker", "dense"] | Maker = "kronecker",
@@ -872,10 +872,9 @@ class _Search:
         reach = schedule.rounds * schedule.step_size / (1 - schedule.momentum)
         saving = reach * self._first_draw(candidate)[1]
         cost = self._noise_loss(candidate)
-        return (
-            saving >= _LEAST_SAVING * self.loss_before
-            and cost <= _MOST_NOISE_LOSS * self.loss_before
-        )
+        # An order may get better, or a score of one's own, where the loss hardly does.
+        least = _LEAST_SAVING if self.scorer.score in ("accuracy", "loss") else 0.0
+        return saving >= least * self.loss_before and cost <= _MOST_NOISE_LOSS * self.loss_before
 
     def _noise_loss(self, candidate: _Candidate) -> float:
         schedule, k = candidate
@@ -984,8 +983,11 @@ def _shifts(
         return list(
             table_surrogates(model, X, y, group=group, count=count, seed=seed, score=measure)
         )
+    if surrogate == "none":
+        return [as_they_are] * count
     raise ValueError(
-        f"surrogate is {surrogate!r}; it needs 'images', 'tabular', or functions of your own"
+        f"surrogate is {surrogate!r}; it needs 'images', 'tabular', 'none', or functions of your "
+        "own"
     )
 
 

@@ -20,7 +20,14 @@ from qexp import _checks
 from qexp.datasets import images
 from qexp.measures import area_under_roc
 
-__all__ = ["ImageShift", "Surrogate", "TableShift", "image_surrogates", "table_surrogates"]
+__all__ = [
+    "ImageShift",
+    "Surrogate",
+    "TableShift",
+    "as_they_are",
+    "image_surrogates",
+    "table_surrogates",
+]
 
 Surrogate = Callable[
     [NDArray[Any], NDArray[Any], np.random.Generator], tuple[NDArray[Any], NDArray[Any]]
@@ -165,6 +172,13 @@ class TableShift:
         rates = np.vectorize(self.keep.__getitem__, otypes=[float])(self.group)
         kept = rng.random(len(X)) < rates
         return shifted[kept], y[kept]
+
+
+def as_they_are(
+    X: NDArray[Any], y: NDArray[Any], rng: np.random.Generator
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Leave the records alone: for public records of a domain that the model has not seen."""
+    return X, y
 
 
 def image_surrogates(

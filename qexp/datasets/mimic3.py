@@ -399,6 +399,7 @@ class _Engine:
         if threads is not None:
             settings["threads"] = threads
         self._connection = duckdb.connect(":memory:", config=settings)
+        self._connection.execute("SET enable_progress_bar = false")
         try:
             self._connection.execute("SET memory_limit = ?", [memory_limit])
         except duckdb.Error as error:

@@ -626,9 +626,11 @@ def plan(
         n, how many private records there will be; public.
     target_epsilon, target_delta : float
         The privacy of the job to come.
-    surrogate : {"images", "tabular"}, callable, or sequence of callables
+    surrogate : {"images", "tabular", "none"}, callable, or sequence of callables
         How the private domain is simulated: shifts drawn by :mod:`qexp.surrogates`, or your own
-        functions ``shift(X, y, rng) -> (X, y)``.
+        functions ``shift(X, y, rng) -> (X, y)``. With "none" the public records stand for the
+        private ones as they are, split anew for each trial: for records of a domain that `model`
+        was not pretrained on, such as one hospital unit left out.
     image_shape : (int, int), optional
         Height and width, for "images". Default: square.
     public_group : array, shape (m,), optional

@@ -183,6 +183,8 @@ def test_the_good_candidate_is_planned(made):
     assert set(rows) == {USELESS, GOOD, NOISY}
     assert rows[NOISY]["noise_loss"] > 100 * rows[GOOD]["noise_loss"]
     assert made.table[0]["accuracy_mean"] == made.predicted_accuracy
+    assert (made.score, made.predicted_score) == ("accuracy", made.predicted_accuracy)
+    assert made.score_before == made.accuracy_before
     means = [point["accuracy_mean"] for point in made.curve]
     assert [point["epsilon"] for point in made.curve] == [1, 2, 4, 8, 16]
     assert means[-1] > means[0]
@@ -259,6 +261,73 @@ def test_a_curvature_of_ones_own(digits):
     assert made.schedule == GOOD
 
 
+@pytest.fixture(scope="module")
+def rare(digits):
+    """Is it an eight? One digit in ten is."""
+    _, X, y = digits
+    eight = (y == 8).astype(np.int64)
+    return mlp((64, 2)).fit(X[:400], eight[:400], epochs=10), X[400:], eight[400:]
+
+
+def inverted(X, y, rng):
+    return 1 - X, y
+
+
+@pytest.mark.parametrize("score", ["auroc", "loss"])
+def test_plans_may_rank_by_another_score(rare, score):
+    made = planned(rare, surrogate=inverted, score=score)
+    assert made.score == score
+    assert (
+        made.table[0]["score_mean"]
+        == made.predicted_score
+        == max(
+            row["score_mean"]
+            for row in made.table
+            if row["surrogates"] == 1 and row["records"] == 600
+        )
+    )
+    assert made.predicted_score > made.score_before
+    low, high = (0, 1) if score == "auroc" else (-50, 0)
+    assert low <= made.score_before <= high
+    assert made.describe()["score"] == score
+    assert f"{score} before {made.score_before:.3f}" in made.report()
+    # By accuracy, never to say eight is nine tenths right.
+    assert made.table[0]["accuracy_mean"] == made.predicted_accuracy
+    assert made.accuracy_before == pytest.approx(0.9, abs=0.05) or score == "loss"
+
+
+def test_a_score_of_ones_own_may_be_anything(rare):
+    def half_as_loud(model, X, y):
+        weights = np.abs(model.weights).sum()
+        return -float(weights) if np.isfinite(weights) else np.nan
+
+    made = planned(rare, surrogate=inverted, score=half_as_loud)
+    assert made.score == "half_as_loud"
+    assert made.schedule == USELESS
+
+
+def test_runs_that_diverge_rank_last(rare):
+    # A candidate on the edge of what numbers can hold.
+    wild = Schedule(rounds=3, clipping_norm=1e9, step_size=1e9, damping=1e-4)
+    for score in ("auroc", "loss"):
+        made = planned(rare, surrogate=inverted, score=score, candidates=[wild, GOOD])
+        assert made.schedule == GOOD
+        json.dumps(made.describe(), allow_nan=False)
+
+
+def test_without_a_surrogate_the_records_are_split_as_they_are(rare):
+    model, X, y = rare
+    made = planned((model, 1 - X, y), surrogate="none", score="auroc")
+    assert len(made.surrogates) == 3
+    assert made.predicted_score > made.score_before
+
+
+def test_surrogates_of_tables_are_as_hard_by_auroc(rare):
+    model, X, y = rare
+    made = planned((model, X, y), surrogate="tabular", score="auroc", candidates=[GOOD])
+    assert 0.55 < made.score_before < 0.92
+
+
 def test_tables_with_a_public_group(digits):
     y = digits[2]
     made = planned(digits, surrogate="tabular", public_group=y % 2)
@@ -270,6 +339,8 @@ def test_tables_with_a_public_group(digits):
     [
         ({"surrogate": "sounds"}, "'images', 'tabular'"),
         ({"effort": "some"}, "'quick' or 'full'"),
+        ({"score": "f1"}, "'accuracy', 'auroc', 'loss' or a function"),
+        ({"score": "auroc"}, "two classes, 0 and 1"),
         ({"curvature": "diagonal"}, "make"),
         ({"n_records": 0}, "n_records"),
         ({"rounds": 7}, "no candidate"),

@@ -400,6 +400,9 @@ class _Engine:
             settings["threads"] = threads
         self._connection = duckdb.connect(":memory:", config=settings)
         self._connection.execute("SET enable_progress_bar = false")
+        # Joins as written: the events pass by tables of stays and items. By its guess of a
+        # compressed file's length, the optimiser would hold the events in memory instead.
+        self._connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
         try:
             self._connection.execute("SET memory_limit = ?", [memory_limit])
         except duckdb.Error as error:

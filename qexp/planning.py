@@ -31,7 +31,7 @@ from qexp.models import MultilayerPerceptron
 from qexp.privacy import calibrate_mu, epsilon
 from qexp.private_curvature import MOST_OF_MEAN, kept_directions
 from qexp.projections import SRHT
-from qexp.surrogates import Surrogate, as_they_are, image_surrogates, table_surrogates
+from qexp.surrogates import Surrogate, image_surrogates, table_surrogates
 
 __all__ = ["Plan", "candidate_schedules", "plan"]
 
@@ -253,7 +253,7 @@ class _KroneckerTrial:
         spectra = [layer.damped(damping) for layer in self.eigen]
         means, free = (
             self._clipped_mean(self._layers(), c, self.eigen, spectra)
-            for c in (clipping_norm, 1e30)
+            for c in (clipping_norm, 1e15)  # which a norm of 1e-15 divides, in float32
         )
         squares = slope = 0.0
         for layer, (a, b), clipped, whole in zip(self.eigen, spectra, means, free, strict=True):
@@ -599,7 +599,7 @@ def plan(
     n_records: int,
     target_epsilon: float,
     target_delta: float,
-    surrogate: Literal["images", "tabular", "none"] | Surrogate | Sequence[Surrogate] = "images",
+    surrogate: Literal["images", "tabular"] | Surrogate | Sequence[Surrogate] = "images",
     image_shape: tuple[int, int] | None = None,
     public_group: ArrayLike | None = None,
     curvature: Literal["kronecker", "dense"] | Maker = "kronecker",
@@ -626,11 +626,10 @@ def plan(
         n, how many private records there will be; public.
     target_epsilon, target_delta : float
         The privacy of the job to come.
-    surrogate : {"images", "tabular", "none"}, callable, or sequence of callables
+    surrogate : {"images", "tabular"}, callable, or sequence of callables
         How the private domain is simulated: shifts drawn by :mod:`qexp.surrogates`, or your own
-        functions ``shift(X, y, rng) -> (X, y)``. With "none" the public records stand for the
-        private ones as they are, split anew for each trial: for records of a domain that `model`
-        was not pretrained on, such as one hospital unit left out.
+        functions ``shift(X, y, rng) -> (X, y)``, such as :class:`qexp.surrogates.OtherRecords`,
+        which puts public records of another domain in their place.
     image_shape : (int, int), optional
         Height and width, for "images". Default: square.
     public_group : array, shape (m,), optional
@@ -985,11 +984,8 @@ def _shifts(
         return list(
             table_surrogates(model, X, y, group=group, count=count, seed=seed, score=measure)
         )
-    if surrogate == "none":
-        return [as_they_are] * count
     raise ValueError(
-        f"surrogate is {surrogate!r}; it needs 'images', 'tabular', 'none', or functions of your "
-        "own"
+        f"surrogate is {surrogate!r}; it needs 'images', 'tabular', or functions of your own"
     )
 
 

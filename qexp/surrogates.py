@@ -22,9 +22,9 @@ from qexp.measures import area_under_roc
 
 __all__ = [
     "ImageShift",
+    "OtherRecords",
     "Surrogate",
     "TableShift",
-    "as_they_are",
     "image_surrogates",
     "table_surrogates",
 ]
@@ -174,11 +174,45 @@ class TableShift:
         return shifted[kept], y[kept]
 
 
-def as_they_are(
-    X: NDArray[Any], y: NDArray[Any], rng: np.random.Generator
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Leave the records alone: for public records of a domain that the model has not seen."""
-    return X, y
+@dataclass(frozen=True, eq=False)
+class OtherRecords:
+    """Put public records of another domain in the place of those given.
+
+    Such as one hospital unit's for a model of the others. That is a real shift, and closer to the
+    task to come than a drawn one: curvature is of the records that the planner was given, gradients
+    are of these.
+
+    Attributes
+    ----------
+    X, y : array
+        Public records that the model was not pretrained on, shape (m, d), and their labels.
+    keep : dict, optional
+        The share of a class's records that is kept, 0 to 1; those of other classes all are. How
+        common a class is in private is seldom known: several of these may differ in it.
+    """
+
+    X: NDArray[Any]
+    y: NDArray[Any]
+    keep: dict[int, float] | None = None
+
+    def __str__(self) -> str:
+        """Name the shift without its records."""
+        return f"OtherRecords({len(self.X)} records, keep={self.keep})"
+
+    def __call__(
+        self, X: NDArray[Any], y: NDArray[Any], rng: np.random.Generator
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Give these records, each kept at random by its class."""
+        if self.X.shape[1:] != X.shape[1:]:
+            raise ValueError(
+                f"the other records have {self.X.shape[1:]} features and the public ones "
+                f"{X.shape[1:]}; they need the same"
+            )
+        rates = np.ones(len(self.y))
+        for label, rate in (self.keep or {}).items():
+            rates[self.y == label] = rate
+        kept = rng.random(len(self.y)) < rates
+        return self.X[kept].astype(X.dtype, copy=False), self.y[kept]
 
 
 def image_surrogates(

@@ -21,6 +21,7 @@ from qexp.planning import (
     plan,
 )
 from qexp.privacy import calibrate_mu
+from qexp.surrogates import OtherRecords
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 5)).astype(np.float32)
@@ -269,62 +270,52 @@ def rare(digits):
     return mlp((64, 2)).fit(X[:400], eight[:400], epochs=10), X[400:], eight[400:]
 
 
-def inverted(X, y, rng):
-    return 1 - X, y
+def transposed(X, y, rng):
+    return np.ascontiguousarray(X.reshape(-1, 8, 8).transpose(0, 2, 1)).reshape(-1, 64), y
 
 
 @pytest.mark.parametrize("score", ["auroc", "loss"])
 def test_plans_may_rank_by_another_score(rare, score):
-    made = planned(rare, surrogate=inverted, score=score)
-    assert made.score == score
-    assert (
-        made.table[0]["score_mean"]
-        == made.predicted_score
-        == max(
-            row["score_mean"]
-            for row in made.table
-            if row["surrogates"] == 1 and row["records"] == 600
-        )
-    )
-    assert made.predicted_score > made.score_before
-    low, high = (0, 1) if score == "auroc" else (-50, 0)
-    assert low <= made.score_before <= high
+    made = planned(rare, surrogate=transposed, score=score, target_epsilon=8.0)
+    assert (made.schedule, made.score) == (GOOD, score)
+    assert made.table[0]["score_mean"] == made.predicted_score > made.score_before + 0.01
+    low, high = (0, 0.6) if score == "auroc" else (-0.5, 0)
+    assert low < made.score_before < high
     assert made.describe()["score"] == score
     assert f"{score} before {made.score_before:.3f}" in made.report()
-    # By accuracy, never to say eight is nine tenths right.
+    # Never to say eight is right nine times in ten: accuracy would have taken noise for better.
     assert made.table[0]["accuracy_mean"] == made.predicted_accuracy
-    assert made.accuracy_before == pytest.approx(0.9, abs=0.05) or score == "loss"
+    assert made.accuracy_before == pytest.approx(0.9, abs=0.02)
 
 
 def test_a_score_of_ones_own_may_be_anything(rare):
-    def half_as_loud(model, X, y):
-        weights = np.abs(model.weights).sum()
-        return -float(weights) if np.isfinite(weights) else np.nan
+    def smallness(model, X, y):
+        return -float(np.abs(model.weights).sum())
 
-    made = planned(rare, surrogate=inverted, score=half_as_loud)
-    assert made.score == "half_as_loud"
-    assert made.schedule == USELESS
+    made = planned(rare, surrogate=transposed, score=smallness)
+    assert (made.schedule, made.score) == (USELESS, "smallness")
 
 
-def test_runs_that_diverge_rank_last(rare):
-    # A candidate on the edge of what numbers can hold.
+@pytest.mark.parametrize("score", ["auroc", "loss", lambda model, X, y: math.nan])
+def test_runs_that_diverge_and_scores_that_are_no_numbers_rank_last(rare, score):
     wild = Schedule(rounds=3, clipping_norm=1e9, step_size=1e9, damping=1e-4)
-    for score in ("auroc", "loss"):
-        made = planned(rare, surrogate=inverted, score=score, candidates=[wild, GOOD])
-        assert made.schedule == GOOD
-        json.dumps(made.describe(), allow_nan=False)
+    made = planned(rare, surrogate=transposed, score=score, candidates=[wild, GOOD])
+    assert made.schedule == (wild if callable(score) else GOOD)
+    assert made.score == ("<lambda>" if callable(score) else score)
+    json.dumps(made.describe(), allow_nan=False)
 
 
-def test_without_a_surrogate_the_records_are_split_as_they_are(rare):
+def test_public_records_of_another_domain_may_stand_for_private_ones(rare):
     model, X, y = rare
-    made = planned((model, 1 - X, y), surrogate="none", score="auroc")
-    assert len(made.surrogates) == 3
-    assert made.predicted_score > made.score_before
+    others = [OtherRecords(*transposed(X, y, None), keep=keep) for keep in (None, {1: 0.5})]
+    made = planned((model, X[:200], y[:200]), surrogate=others, score="auroc", target_epsilon=8.0)
+    assert made.schedule == GOOD
+    assert made.predicted_score > made.score_before + 0.2
+    assert made.surrogates[1] == f"OtherRecords({len(X)} records, keep={{1: 0.5}})"
 
 
 def test_surrogates_of_tables_are_as_hard_by_auroc(rare):
-    model, X, y = rare
-    made = planned((model, X, y), surrogate="tabular", score="auroc", candidates=[GOOD])
+    made = planned(rare, surrogate="tabular", score="auroc", candidates=[GOOD])
     assert 0.55 < made.score_before < 0.92
 
 

@@ -87,7 +87,7 @@ def test_few_digits_are_the_first_of_more(tasks):
 def test_tables(tasks, name, sizes):
     task = tasks[name](0)
     check(task, name, sizes)
-    if name != "adult_work":  # where many people are alike
+    if name == "icu_cardiac":  # elsewhere there are stays without a value, or people, alike
         assert apart(task.X_public, task.X_held_out, task.X_private, task.X_test)
     gained = task.value(task.non_private()) - task.value(task.model)
     assert gained > (0.01 if name != "icu_time" else -0.01)

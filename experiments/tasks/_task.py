@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qexp.finetune import Schedule
 from qexp.measures import area_under_roc, average_precision, calibration_error
 from qexp.models import MultilayerPerceptron
+from qexp.surrogates import Surrogate
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,9 +34,12 @@ class Task:
         Records of the private domain that measure the result, and nothing else.
     metric : {"accuracy", "auroc"}
         What counts on the test records.
-    surrogate : {"images", "tabular", "none"}
-        The kind of shifts that public records are put to for planning; "none" where those of
-        `planning` come from a domain that its model has not seen.
+    surrogate : {"images", "tabular"}
+        The kind of records.
+    planning_surrogates : sequence of shifts, optional
+        What public records are put to for planning. Default: what the planner makes of `surrogate`.
+    candidates : sequence of Schedule, optional
+        What is planned from. Default: the planner's grid.
     image_shape : (int, int) or None
         Height and width of images.
     planning : (model, X, y), optional
@@ -60,7 +65,9 @@ class Task:
     X_test: NDArray[np.float32]
     y_test: NDArray[np.uint8]
     metric: Literal["accuracy", "auroc"] = "accuracy"
-    surrogate: Literal["images", "tabular", "none"] = "images"
+    surrogate: Literal["images", "tabular"] = "images"
+    planning_surrogates: Sequence[Surrogate] | None = None
+    candidates: Sequence[Schedule] | None = None
     image_shape: tuple[int, int] | None = None
     planning: tuple[MultilayerPerceptron, NDArray[np.float32], NDArray[np.uint8]] | None = None
     planning_group: NDArray[Any] | None = None

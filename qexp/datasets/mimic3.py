@@ -2,10 +2,10 @@
 
 The large tables (CHARTEVENTS: 330 million rows, 33 GB of text) are streamed: each is read once, in
 blocks, from its compressed file, joined with the stays, filtered and aggregated as it passes, and
-nothing is written to disk. DuckDB does that. Polars can stream as well; DuckDB was preferred
-because it enforces a limit of memory (``memory_limit``) instead of merely tending to need little,
-because it can be told not to spill private rows to disk, and because a query there may join,
-aggregate and take last values in one pass. Figures: ``docs/mimic.md``.
+nothing is written to disk. DuckDB does that. Polars streams compressed files, too, as fast and in
+as little memory; DuckDB was preferred because it enforces a limit (``memory_limit``) where Polars
+merely tends to need little, and because it can be told never to spill private rows to disk.
+Figures: ``docs/mimic.md``.
 
 Privacy. A stay's row depends on the rows of that patient and on constants of this module: nothing
 is imputed, centred or scaled here, ties and order are settled within the stay, and sums are taken

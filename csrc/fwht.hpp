@@ -6,10 +6,11 @@
 // butterfly is computed, so every output has the same bits on every instruction set, with any
 // number of threads, and wherever its row stands in the batch.
 //
-// For large n the time goes to memory. A row is therefore cut twice: leaves that fit the
-// first-level cache are transformed whole, then all higher bits are done at once, column panel by
-// column panel, in a small buffer beside the row (a power-of-two stride would map a panel left in
-// place onto very few cache sets).
+// For large n the time goes to memory, and between the caches as much as outside of them. A row is
+// therefore cut in eight, and each part again, until a leaf fits the first-level cache: whatever
+// the sizes of the caches, all that fits one is done while it is there, and eight streams a pass
+// are few enough that a power-of-two distance between them evicts none of them from its set of
+// lines.
 #pragma once
 
 #include <algorithm>
@@ -42,22 +43,17 @@ QEXP_DECLARE_PER_ISA(
     /* In place on n contiguous numbers that fit the first-level cache. */
     template <class T> void fwht_leaf(T* x, std::size_t n);
 
-    /* Transforms `width` adjacent columns of a matrix with `rows` rows (a power of two, at least
-       two) from source to target, which may be the same. Rows from `live` on (a multiple of
-       columns_digit, or all) are zero and are not read. `panel` holds rows * width numbers; it may
-       itself be the target, with stride `width`. */
-    template <class T> void fwht_columns(const T* source, std::size_t source_stride, T* target,
-                                         std::size_t target_stride, std::size_t rows,
-                                         std::size_t live, std::size_t width, T* panel);
+    /* Transforms `width` adjacent columns of a matrix with 2, 4 or 8 rows from source to target,
+       which may be the same. */
+    template <class T>
+    void fwht_columns(const T* source, std::size_t source_stride, T* target,
+                      std::size_t target_stride, std::size_t rows, std::size_t width);
 
     /* target[i] = (-1)^s source[i] * scale, s = bit first + i of signs. */
     template <class T> void signed_scale(const T* source, const std::uint64_t* signs,
                                          std::size_t first, std::size_t count, T scale, T* target))
 
 namespace fwht_parts {
-
-// Rows whose butterflies fwht_columns reads from the source in one go.
-inline constexpr std::size_t columns_digit = 8;
 
 // Work below this many bytes a thread is not worth a thread.
 inline constexpr std::size_t grain_bytes = 131072;
@@ -66,24 +62,25 @@ template <class T>
 inline constexpr std::size_t leaf_size = 32768 / sizeof(T);
 
 // The last step of a transform of n numbers: `rows` transforms of `stride` numbers each, then
-// columns over them, `width` at a time. rows == 1: n fits a leaf.
+// columns over them. rows == 1: n fits a leaf.
 struct Split {
   std::size_t rows;
   std::size_t stride;
-  std::size_t width;
+
+  // Columns, panel by panel, where something else is done with each panel; or threads share them.
+  template <class T>
+  std::size_t panel_width() const {
+    constexpr std::size_t panel = 16384 / sizeof(T);
+    return std::min(stride, panel / rows);
+  }
 };
 
-// Sizes in bytes, measured: half a second-level cache for sub-transforms; panels that fit the first
-// level and are wide enough for memory to deliver whole bursts.
 template <class T>
 constexpr Split split(std::size_t n) {
-  constexpr std::size_t second_level = 524288 / sizeof(T);
-  constexpr std::size_t most_rows = 256;
-  constexpr std::size_t panel = 16384 / sizeof(T), narrowest = 512 / sizeof(T);
-  if (n <= leaf_size<T>) return {1, n, n};
-  const std::size_t rows =
-      n <= second_level ? n / leaf_size<T> : std::min(most_rows, n / second_level);
-  return {rows, n / rows, std::max(narrowest, panel / rows)};
+  if (n <= leaf_size<T>) return {1, n};
+  const std::size_t leaves = n / leaf_size<T>;
+  const std::size_t rows = leaves == 16 ? 4 : std::min<std::size_t>(8, leaves);  // 16 = 4 x 4
+  return {rows, n / rows};
 }
 
 inline constexpr std::size_t alignment = 64;
@@ -109,22 +106,49 @@ Buffer<T> make_buffer(std::size_t count) {
   return Buffer<T>(static_cast<T*>(memory));
 }
 
-// Room for the widest panel of any split, on the stack of the thread that works in it.
+// Room for a panel of any split.
 template <class T>
 struct Panel {
-  alignas(alignment) T values[131072 / sizeof(T)];
+  alignas(alignment) T values[16384 / sizeof(T)];
 };
 
+// How many numbers stand before the first one at a cache line's start. A whole register that
+// straddles two lines costs two accesses, and arrays from elsewhere often stand askew.
 template <class T>
-void columns_in_place(T* x, const Split& s, std::size_t column, Panel<T>& panel) {
-  QEXP_DISPATCH(fwht_columns<T>)
-  (x + column, s.stride, x + column, s.stride, s.rows, s.rows, s.width, panel.values);
+std::size_t askew(const T* x) {
+  const auto past = reinterpret_cast<std::uintptr_t>(x) % alignment;
+  return past % sizeof(T) == 0 ? (alignment - past) % alignment / sizeof(T) : 0;
+}
+
+// Columns [begin, end), both multiples of a cache line's numbers, counted from the first cache
+// line's start. The last ones are those after the last line and those before the first, which a
+// copy puts beside each other.
+template <class T>
+void columns_in_place(T* x, const Split& s, std::size_t begin, std::size_t end) {
+  const auto kernel = QEXP_DISPATCH(fwht_columns<T>);
+  const std::size_t before = askew(x);
+  T* const lines = x + before;
+  const bool edge = before > 0 && end == s.stride;
+  constexpr std::size_t line = alignment / sizeof(T);
+  const std::size_t last = edge ? s.stride - line : end;
+  kernel(lines + begin, s.stride, lines + begin, s.stride, s.rows, last - begin);
+  if (!edge) return;
+  alignas(alignment) T both[8 * line];
+  for (std::size_t i = 0; i < s.rows; ++i) {
+    std::copy_n(x + i * s.stride, before, both + i * line);
+    std::copy_n(lines + last + i * s.stride, line - before, both + i * line + before);
+  }
+  kernel(both, line, both, line, s.rows, line);
+  for (std::size_t i = 0; i < s.rows; ++i) {
+    std::copy_n(both + i * line, before, x + i * s.stride);
+    std::copy_n(both + i * line + before, line - before, lines + last + i * s.stride);
+  }
 }
 
 // Transforms the n numbers at x, which are numbers `offset` and on of their row. fill(offset,
 // count, x) puts a leaf's numbers in place just before they are used.
 template <class T, class Fill>
-void transform(T* x, std::size_t n, std::size_t offset, Panel<T>& panel, const Fill& fill) {
+void transform(T* x, std::size_t n, std::size_t offset, const Fill& fill) {
   const Split s = split<T>(n);
   if (s.rows == 1) {
     fill(offset, n, x);
@@ -132,9 +156,9 @@ void transform(T* x, std::size_t n, std::size_t offset, Panel<T>& panel, const F
     return;
   }
   for (std::size_t i = 0; i < s.rows; ++i) {
-    transform(x + i * s.stride, s.stride, offset + i * s.stride, panel, fill);
+    transform(x + i * s.stride, s.stride, offset + i * s.stride, fill);
   }
-  for (std::size_t c = 0; c < s.stride; c += s.width) columns_in_place(x, s, c, panel);
+  columns_in_place(x, s, 0, s.stride);
 }
 
 }  // namespace fwht_parts

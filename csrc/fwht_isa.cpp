@@ -45,18 +45,28 @@ QEXP_INLINE void butterflies(Register<T> (&r)[N]) {
   }
 }
 
-// Whole transforms of N registers, one after another.
-template <class T, std::size_t N>
-void base(T* x, std::size_t n) {
+// Whole transforms of N registers, one after another. Where the numbers straddle cache lines, the
+// compiler is kept from reading them twice, which it prefers to holding them, and what comes next
+// is asked for: processors foresee less of such a stream.
+template <class T, std::size_t N, bool Straddling = false>
+void base(const T* x, T* target, std::size_t n) {
   constexpr std::size_t width = Vec<T>::width;
-  for (T* end = x + n; x != end; x += N * width) {
+  for (const T* end = x + n; x != end; x += N * width, target += N * width) {
     Register<T> r[N];
 #pragma GCC unroll 16
-    for (std::size_t i = 0; i < N; ++i) r[i] = Vec<T>::load(x + i * width);
+    for (std::size_t i = 0; i < N; ++i) {
+      r[i] = Vec<T>::load(x + i * width);
+#ifdef __AVX512F__
+      if constexpr (Straddling) {
+        asm("" : "+v"(r[i]));
+        __builtin_prefetch(reinterpret_cast<const char*>(x + i * width) + 8192);
+      }
+#endif
+    }
     butterflies_in_lanes<T, 1>(r);
     butterflies<T, 1>(r);
 #pragma GCC unroll 16
-    for (std::size_t i = 0; i < N; ++i) Vec<T>::store(x + i * width, r[i]);
+    for (std::size_t i = 0; i < N; ++i) Vec<T>::store(target + i * width, r[i]);
   }
 }
 
@@ -105,56 +115,43 @@ void textbook(T* x, std::size_t n) {
   }
 }
 
-// The stages from stride h on, in place.
+// The stages from stride h < n on, of which the last one moves x to the target.
 template <class T>
-void upper_stages(T* x, std::size_t n, std::size_t h) {
-  while (h < n) {
+void upper_stages(T* x, T* target, std::size_t n, std::size_t h) {
+  for (;;) {
     const std::size_t rest = n / h;
-    const std::size_t digit = rest <= most_registers ? rest : 8;
+    if (rest <= most_registers) return radix(rest, x, h, target, h, h);
+    constexpr std::size_t digit = 8;
     for (std::size_t i = 0; i < n; i += digit * h) radix(digit, x + i, h, x + i, h, h);
     h *= digit;
   }
 }
 
+// Registers that straddle two cache lines cost two accesses. Numbers that stand so are moved to
+// `panel` by the first stage and back by the last, and straddle nothing in between.
 template <class T>
 void leaf(T* x, std::size_t n) {
   constexpr std::size_t width = Vec<T>::width;
   if (n < width) return textbook(x, n);
   switch (n / width) {
     case 1:
-      return base<T, 1>(x, n);
+      return base<T, 1>(x, x, n);
     case 2:
-      return base<T, 2>(x, n);
+      return base<T, 2>(x, x, n);
     case 4:
-      return base<T, 4>(x, n);
+      return base<T, 4>(x, x, n);
     case 8:
-      return base<T, 8>(x, n);
-    default:
-      base<T, most_registers>(x, n);
-      return upper_stages(x, n, most_registers * width);
+      return base<T, 8>(x, x, n);
   }
-}
-
-template <class T>
-void columns(const T* source, std::size_t source_stride, T* target, std::size_t target_stride,
-             std::size_t rows, std::size_t live, std::size_t width, T* panel) {
-  constexpr std::size_t digit = 8;  // columns_digit of fwht.hpp
-  if (rows <= digit) return radix(rows, source, source_stride, target, target_stride, width);
-  for (std::size_t i = 0; i < live; i += digit) {
-    radix<T, digit>(source + i * source_stride, source_stride, panel + i * width, width, width);
+  constexpr std::size_t whole = most_registers * width;
+  if (n == whole) return base<T, most_registers>(x, x, n);
+  alignas(64) T panel[32768 / sizeof(T)];  // leaf_size of fwht.hpp
+  if (reinterpret_cast<std::uintptr_t>(x) % (width * sizeof(T)) == 0) {
+    base<T, most_registers>(x, x, n);
+    return upper_stages(x, x, n, whole);
   }
-  for (std::size_t i = live * width; i < rows * width; ++i) panel[i] = T(0);
-  std::size_t h = digit;
-  while (rows / h > digit) {
-    for (std::size_t i = 0; i < rows; i += digit * h) {
-      radix<T, digit>(panel + i * width, h * width, panel + i * width, h * width, h * width);
-    }
-    h *= digit;
-  }
-  for (std::size_t i = 0; i < h; ++i) {
-    radix(rows / h, panel + i * width, h * width, target + i * target_stride, h * target_stride,
-          width);
-  }
+  base<T, most_registers, true>(x, panel, n);
+  upper_stages(panel, x, n, whole);
 }
 
 template <class T>
@@ -212,8 +209,8 @@ void fwht_leaf(T* x, std::size_t n) {
 
 template <class T>
 void fwht_columns(const T* source, std::size_t source_stride, T* target, std::size_t target_stride,
-                  std::size_t rows, std::size_t live, std::size_t width, T* panel) {
-  columns(source, source_stride, target, target_stride, rows, live, width, panel);
+                  std::size_t rows, std::size_t width) {
+  radix(rows, source, source_stride, target, target_stride, width);
 }
 
 template <class T>
@@ -222,10 +219,9 @@ void signed_scale(const T* source, const std::uint64_t* signs, std::size_t first
   scaled(source, signs, first, count, scale, target);
 }
 
-#define QEXP_INSTANTIATE_FWHT(T)                                                               \
-  template void fwht_leaf(T*, std::size_t);                                                    \
-  template void fwht_columns(const T*, std::size_t, T*, std::size_t, std::size_t, std::size_t, \
-                             std::size_t, T*);                                                 \
+#define QEXP_INSTANTIATE_FWHT(T)                                                                \
+  template void fwht_leaf(T*, std::size_t);                                                     \
+  template void fwht_columns(const T*, std::size_t, T*, std::size_t, std::size_t, std::size_t); \
   template void signed_scale(const T*, const std::uint64_t*, std::size_t, std::size_t, T, T*);
 QEXP_INSTANTIATE_FWHT(float)
 QEXP_INSTANTIATE_FWHT(double)

@@ -1,10 +1,11 @@
-// Kept entries of outer products: out[i][j] = scale * sum over t of left[i][t][a_j]
-// right[i][t][b_j].
+// Kronecker SRHT of outer products: out[i][j] = scale * sum over t of (H D_l left[i][t])[a_j]
+// (H D_r right[i][t])[b_j].
 //
-// With left and right the Walsh-Hadamard transforms of a record's two factors, these are kept
-// entries of the transform of their outer product, as H_(2^a 2^b) = H_(2^a) (x) H_(2^b): the sketch
-// of a gradient that is never formed. The sum over t serves layers that are applied at several
-// positions. A record's result depends on that record alone, bit for bit.
+// As H_(2^a 2^b) = H_(2^a) (x) H_(2^b), these are kept entries of the transform of the sum of outer
+// products, signs applied: the sketch of a gradient that is never formed. The sum over t serves
+// layers that are applied at several positions. Both small transforms stay in the cache beside the
+// processor, and nothing but the sketch is written. A record's result depends on that record alone,
+// bit for bit.
 #pragma once
 
 #include <cstddef>
@@ -13,24 +14,26 @@
 
 namespace qexp {
 
-struct KeptEntries {
-  std::span<const std::int64_t> left;   // a_j
-  std::span<const std::int64_t> right;  // b_j, as many
-  double scale;
+// One side of the outer products: rows of `length` numbers, padded with zeros to a power of two.
+template <class T>
+struct KroneckerFactor {
+  const T* rows;
+  std::size_t length;
+  std::span<const std::uint64_t> signs;  // bit j set: number j changes its sign
+  std::span<const std::int64_t> kept;    // a_j, below the padded length
 };
 
-// left is (m, positions, n_left), right (m, positions, n_right), out has m rows of kept.left.size()
-// numbers, out_stride apart. Indices are in range.
+// Either factor has m * positions rows, one record's after another; out has m rows of
+// left.kept.size() = right.kept.size() numbers, out_stride apart.
 template <class T>
-void outer_entries(const T* left, std::size_t n_left, const T* right, std::size_t n_right,
-                   std::size_t m, std::size_t positions, const KeptEntries& kept, T* out,
-                   std::size_t out_stride);
+void kron_sketch(const KroneckerFactor<T>& left, const KroneckerFactor<T>& right, std::size_t m,
+                 std::size_t positions, double scale, T* out, std::ptrdiff_t out_stride);
 
-extern template void outer_entries<float>(const float*, std::size_t, const float*, std::size_t,
-                                          std::size_t, std::size_t, const KeptEntries&, float*,
-                                          std::size_t);
-extern template void outer_entries<double>(const double*, std::size_t, const double*, std::size_t,
-                                           std::size_t, std::size_t, const KeptEntries&, double*,
-                                           std::size_t);
+extern template void kron_sketch<float>(const KroneckerFactor<float>&,
+                                        const KroneckerFactor<float>&, std::size_t, std::size_t,
+                                        double, float*, std::ptrdiff_t);
+extern template void kron_sketch<double>(const KroneckerFactor<double>&,
+                                         const KroneckerFactor<double>&, std::size_t, std::size_t,
+                                         double, double*, std::ptrdiff_t);
 
 }  // namespace qexp

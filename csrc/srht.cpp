@@ -20,16 +20,17 @@ struct Picks {
   std::vector<std::size_t> first;  // panel i owns picks[first[i]] .. picks[first[i + 1] - 1]
   std::vector<Pick> picks;
 
-  Picks(const Srht& map, const Split& s) : first(s.stride / s.width + 1), picks(map.k()) {
+  Picks(const Srht& map, const Split& s, std::size_t width)
+      : first(s.stride / width + 1), picks(map.k()) {
     const auto column = [&](std::size_t j) {
       return static_cast<std::size_t>(map.kept[j]) % s.stride;
     };
-    for (std::size_t j = 0; j < map.k(); ++j) ++first[column(j) / s.width + 1];
+    for (std::size_t j = 0; j < map.k(); ++j) ++first[column(j) / width + 1];
     for (std::size_t i = 1; i < first.size(); ++i) first[i] += first[i - 1];
     std::vector<std::size_t> next(first.begin(), first.end() - 1);
     for (std::size_t j = 0; j < map.k(); ++j) {
       const std::size_t row = static_cast<std::size_t>(map.kept[j]) / s.stride;
-      picks[next[column(j) / s.width]++] = {row * s.width + column(j) % s.width, j};
+      picks[next[column(j) / width]++] = {row * width + column(j) % width, j};
     }
   }
 };
@@ -40,9 +41,9 @@ struct Plan {
   const Srht& map;
   std::size_t n = map.padded();
   Split s = split<T>(n);
-  // Sub-transforms that hold more than padding; the same, up to what the last step reads at once.
+  std::size_t width = s.panel_width<T>();
+  // Sub-transforms that hold more than padding.
   std::size_t given = (map.p + s.stride - 1) / s.stride;
-  std::size_t live = std::min(s.rows, (given + columns_digit - 1) / columns_digit * columns_digit);
   T scale = static_cast<T>(map.scale);
 };
 
@@ -50,7 +51,7 @@ struct Plan {
 template <class Body>
 void for_range(bool threaded, std::size_t count, const Body& body) {
   if (threaded) {
-    parallel_for(count, 1, body);
+    parallel_for_balanced(count, 1, body);
   } else {
     body(std::size_t{0}, count);
   }
@@ -84,9 +85,8 @@ template <class T, class Fill>
 void sub_transforms(const Split& s, std::size_t count, T* scratch, bool threaded,
                     const Fill& fill) {
   for_range(threaded, count, [&](std::size_t begin, std::size_t end) {
-    Panel<T> panel;
     for (std::size_t i = begin; i < end; ++i) {
-      transform(scratch + i * s.stride, s.stride, i * s.stride, panel, fill);
+      transform(scratch + i * s.stride, s.stride, i * s.stride, fill);
     }
   });
 }
@@ -104,20 +104,18 @@ void forward_row(const Plan<T>& plan, const Picks& picks, const T* x, T* out, T*
     std::fill(leaf + given, leaf + count, T(0));
   };
   if (s.rows == 1) {
-    Panel<T> panel;
-    transform(scratch, plan.n, 0, panel, signed_leaf);
+    transform(scratch, plan.n, 0, signed_leaf);
     for (std::size_t j = 0; j < map.k(); ++j) out[j] = scratch[map.kept[j]] * plan.scale;
     return;
   }
   sub_transforms(s, plan.given, scratch, threaded, signed_leaf);
-  std::fill(scratch + plan.given * s.stride, scratch + plan.live * s.stride, T(0));
-  for_range(threaded, s.stride / s.width, [&](std::size_t begin, std::size_t end) {
+  std::fill(scratch + plan.given * s.stride, scratch + plan.n, T(0));
+  for_range(threaded, s.stride / plan.width, [&](std::size_t begin, std::size_t end) {
     Panel<T> panel;
     for (std::size_t i = begin; i < end; ++i) {
       if (picks.first[i] == picks.first[i + 1]) continue;
       QEXP_DISPATCH(fwht_columns<T>)
-      (scratch + i * s.width, s.stride, panel.values, s.width, s.rows, plan.live, s.width,
-       panel.values);
+      (scratch + i * plan.width, s.stride, panel.values, plan.width, s.rows, plan.width);
       for (std::size_t j = picks.first[i]; j < picks.first[i + 1]; ++j) {
         const auto& pick = picks.picks[j];
         out[pick.in_out] = panel.values[pick.in_panel] * plan.scale;
@@ -139,23 +137,22 @@ void adjoint_row(const Plan<T>& plan, const T* u, T* out, T* scratch, bool threa
     }
   };
   if (s.rows == 1) {
-    Panel<T> panel;
-    transform(scratch, plan.n, 0, panel, scattered_leaf);
+    transform(scratch, plan.n, 0, scattered_leaf);
     QEXP_DISPATCH(signed_scale<T>)(scratch, map.signs.data(), 0, map.p, plan.scale, out);
     return;
   }
   sub_transforms(s, s.rows, scratch, threaded, scattered_leaf);
-  for_range(threaded, s.stride / s.width, [&](std::size_t begin, std::size_t end) {
+  for_range(threaded, s.stride / plan.width, [&](std::size_t begin, std::size_t end) {
     Panel<T> panel;
     for (std::size_t i = begin; i < end; ++i) {
-      const std::size_t column = i * s.width;
+      const std::size_t column = i * plan.width;
       QEXP_DISPATCH(fwht_columns<T>)
-      (scratch + column, s.stride, panel.values, s.width, s.rows, s.rows, s.width, panel.values);
+      (scratch + column, s.stride, panel.values, plan.width, s.rows, plan.width);
       for (std::size_t r = 0; r < s.rows; ++r) {
         const std::size_t at = r * s.stride + column;
         if (at >= map.p) break;
         QEXP_DISPATCH(signed_scale<T>)
-        (panel.values + r * s.width, map.signs.data(), at, std::min(s.width, map.p - at),
+        (panel.values + r * plan.width, map.signs.data(), at, std::min(plan.width, map.p - at),
          plan.scale, out + at);
       }
     }
@@ -175,8 +172,8 @@ void srht_forward(const Srht& map, const T* rows, std::size_t m, std::ptrdiff_t 
   Plan<T> plan{map};
   // So few outputs that most narrow panels hold none: those are never computed.
   constexpr std::size_t narrow = 128 / sizeof(T);
-  if (map.k() <= plan.s.stride / narrow / 4) plan.s.width = narrow;
-  const Picks picks(map, plan.s);
+  if (map.k() <= plan.s.stride / narrow / 4) plan.width = std::min(plan.width, narrow);
+  const Picks picks(map, plan.s, plan.width);
   for_rows(plan, m, [&](std::size_t i, T* scratch, bool threaded) {
     forward_row(plan, picks, rows + static_cast<std::ptrdiff_t>(i) * row_stride, out + i * map.k(),
                 scratch, threaded);

@@ -52,7 +52,13 @@ def set_num_threads(count: int) -> None: ...
 
 _Matrix = TypeVar("_Matrix", NDArray[np.float32], NDArray[np.float64])
 
-def gram_accumulate(h: NDArray[np.float64], rows: _Matrix, weight: float) -> None: ...
+def gram_accumulate(
+    h: NDArray[np.float64],
+    rows: _Matrix,
+    weight: float,
+    *,
+    row_weights: NDArray[np.float64] | None = None,
+) -> None: ...
 def cholesky_inplace(a: _Matrix) -> int: ...
 def triangular_solve(
     l: _Matrix, b: _Matrix, *, side: Literal["left", "right"], transpose: bool
@@ -82,10 +88,12 @@ def srht_adjoint(
 
 # --------------------------------------------------------------------- bind_kron_sketch.cpp
 
-def outer_entries(
+def kron_sketch(
     left: NDArray[_Real],
-    right: NDArray[_Real],
+    left_signs: NDArray[np.uint64],
     left_indices: NDArray[np.int64],
+    right: NDArray[_Real],
+    right_signs: NDArray[np.uint64],
     right_indices: NDArray[np.int64],
     scale: float,
     out: NDArray[_Real],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,13 @@ from numpy.typing import NDArray
 
 from qexp import _blas, _core
 
-__all__ = ["NotPositiveDefiniteError", "damped_inverse_factor", "new_gram", "whitener"]
+__all__ = [
+    "NotPositiveDefiniteError",
+    "damped_inverse_factor",
+    "new_gram",
+    "row_product",
+    "whitener",
+]
 
 
 class NotPositiveDefiniteError(ValueError):
@@ -66,3 +73,15 @@ def damped_inverse_factor(h: NDArray[np.float64], damping: float, name: str) -> 
 def whitener(inverse_factor: NDArray[np.float64]) -> Any:
     """Pack L⁻ᵀ, so that rows times it are whitened, each by itself."""
     return _core.PackedMatrix(inverse_factor.T, triangle="upper")
+
+
+def row_product(matrix: NDArray[np.float64]) -> Callable[[NDArray[Any]], NDArray[np.float64]]:
+    """Give the map of rows (m, a) to rows times a public matrix (a, b), each by itself."""
+    packed = _core.PackedMatrix(np.ascontiguousarray(matrix, np.float64))
+
+    def product(rows: NDArray[Any]) -> NDArray[np.float64]:
+        out = np.empty((len(rows), matrix.shape[1]))
+        packed.multiply(np.ascontiguousarray(rows, np.float64), out)
+        return out
+
+    return product

@@ -2,8 +2,9 @@
 
 Noise is only as private as the bits behind it are unpredictable. The default is the ChaCha20
 keystream of OpenSSL (through the ``cryptography`` package) under a fresh 256-bit key from the
-operating system. A generator lives for one release, so that a forked or copied process never
-repeats another one's noise.
+operating system: additions and rotations alone, fast on every processor and without memory
+accesses that depend on the key. A generator lives for one release, so that a forked or copied
+process never repeats another one's noise.
 """
 
 from __future__ import annotations

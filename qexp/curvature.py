@@ -6,8 +6,8 @@ boundary, s = L⁻¹ g, and unwhitens what comes out, u = L⁻ᵀ y. It is made 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,9 @@ from qexp._factor import (
 )
 from qexp.kronecker_srht import KroneckerSRHT
 from qexp.projections import Projection
+
+if TYPE_CHECKING:
+    from qexp.models.sources import CurvatureSource
 
 __all__ = ["Curvature", "DenseCurvature", "IdentityCurvature", "NotPositiveDefiniteError"]
 
@@ -124,11 +127,23 @@ class DenseCurvature:
         trace = float(np.einsum("ij,ij->", inverse_factor, inverse_factor))
         self._effective_dimension = max(0.0, len(inverse_factor) - damping * trace)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_whitener"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._whitener = whitener(self._inverse_factor)
+
     @classmethod
     def from_rows(
-        cls, blocks: Iterable[NDArray[Any]], *, n_records: int, damping: float
+        cls,
+        blocks: Iterable[NDArray[Any]],
+        *,
+        n_records: int,
+        damping: float,
+        weights: Iterable[NDArray[Any]] | None = None,
     ) -> DenseCurvature:
-        """Accumulate H = Σ r rᵀ / n_records over the rows r of all blocks.
+        """Accumulate H = Σ w r rᵀ / n_records over the rows r of all blocks.
 
         Parameters
         ----------
@@ -139,6 +154,9 @@ class DenseCurvature:
             Number of public records that the rows come from (a record may give several rows).
         damping : float
             λ ≥ 0, in the units of H.
+        weights : iterable of arrays, each of shape (m,), optional
+            One array a block: public weights w ≥ 0 of its rows, for example the second derivatives
+            of the loss of a generalised linear model. Default: 1.
 
         Returns
         -------
@@ -147,13 +165,14 @@ class DenseCurvature:
         Raises
         ------
         ValueError
-            If there are no rows, their lengths differ, or they hold a NaN or an infinity.
+            If there are no rows, their lengths differ, they hold a NaN or an infinity, or the
+            weights do not match the rows or are negative.
         NotPositiveDefiniteError
             If H + λI is not positive definite.
         """
         n_records = _checks.count(n_records, "n_records")
         h: NDArray[np.float64] | None = None
-        for block in blocks:
+        for block, row_weights in _with_weights(blocks, weights):
             rows = np.ascontiguousarray(_checks.real_array(block, "a block of curvature rows", 2))
             if h is None:
                 h = new_gram(rows.shape[1])
@@ -162,7 +181,7 @@ class DenseCurvature:
                     f"a block of curvature rows has {rows.shape[1]} columns, the first one had "
                     f"{len(h)}; all need the same number"
                 )
-            _core.gram_accumulate(h, rows, 1.0 / n_records)
+            _core.gram_accumulate(h, rows, 1.0 / n_records, row_weights=row_weights)
         if h is None or len(h) == 0:
             raise ValueError("blocks are empty; a curvature needs at least one row")
         return cls._from_lower_triangle(h, damping)
@@ -226,19 +245,31 @@ class DenseCurvature:
             λ ≥ 0, in the units of H.
         labels : {"sampled", "expected"}
             "sampled": one row a record, its label drawn from the model (Monte-Carlo Fisher).
-            "expected": one row a class, weighted (generalised Gauss-Newton, exactly).
+            "expected": one row a class, weighted (generalised Gauss-Newton, exactly). For a
+            softmax regression without projection the rows, K times as long as the features, are
+            never formed: see the notes.
         seed : int
             Of the drawn labels; public.
 
         Returns
         -------
         DenseCurvature
+
+        Notes
+        -----
+        The expected curvature of a softmax regression with class probabilities π is a K × K array
+        of d × d blocks, Σ Λ_ab x xᵀ / n with Λ = diag(π) - π πᵀ. The K (K - 1) / 2 blocks with
+        a > b are accumulated, each a Gram matrix of x with weights π_a π_b; as the rows of Λ add up
+        to zero, they make up the blocks with a = b. That is 2 K² / (K - 1) times less work than the
+        Gram matrix of K rows a record.
         """
         source = model.curvature_blocks(X, labels=labels, seed=seed)
+        if projection is None and _is_softmax_regression(source):
+            return cls._from_lower_triangle(_softmax_curvature(source), damping)
         if projection is None:
             blocks = source.blocks()
         elif isinstance(projection, KroneckerSRHT) and source.rows_per_record == 1:
-            blocks = (projection.forward_factors(factors) for factors in source.factor_blocks())
+            blocks = _sketches(projection, source)
         else:
             blocks = (projection.forward(rows) for rows in source.blocks())
         return cls.from_rows(blocks, n_records=source.n_records, damping=damping)
@@ -289,3 +320,61 @@ class DenseCurvature:
             "effective_dimension": self._effective_dimension,
             "digest": _checks.array_digest(self._inverse_factor),
         }
+
+
+def _sketches(projection: KroneckerSRHT, source: Any) -> Iterator[NDArray[Any]]:
+    """Project blocks of factors into one buffer: a block lasts until the next one is asked for."""
+    buffer: NDArray[Any] | None = None
+    for factors in source.factor_blocks():
+        if buffer is None or len(factors[0][0]) > len(buffer):
+            buffer = np.empty((len(factors[0][0]), projection.n_components), source.dtype)
+        yield projection.forward_factors(factors, out=buffer)
+
+
+def _with_weights(
+    blocks: Iterable[NDArray[Any]], weights: Iterable[NDArray[Any]] | None
+) -> Iterator[tuple[NDArray[Any], NDArray[np.float64] | None]]:
+    if weights is None:
+        for block in blocks:
+            yield block, None
+        return
+    for block, of_block in zip(blocks, weights, strict=True):
+        checked = _checks.finite_array(of_block, "the weights of a block of curvature rows", 1)
+        yield block, np.ascontiguousarray(checked, dtype=np.float64)
+
+
+def _is_softmax_regression(source: Any) -> bool:
+    """Whether the rows are every class's gradients of one softmax layer."""
+    # Here, as who has a source has imported the models already, and others need not.
+    from qexp.models.sources import CurvatureSource
+
+    return (
+        isinstance(source, CurvatureSource)
+        and source.rows_per_record > 1
+        and len(source.layer_shapes) == 1
+    )
+
+
+def _softmax_curvature(source: CurvatureSource) -> NDArray[np.float64]:
+    """Give the lower triangle of the expected curvature of a softmax layer."""
+    ((n_classes, d),) = source.layer_shapes
+    h = new_gram(n_classes * d)
+
+    def block(a: int, b: int) -> NDArray[np.float64]:
+        return h[a * d : (a + 1) * d, b * d : (b + 1) * d]
+
+    pairs = [(a, b) for a in range(n_classes) for b in range(a)]
+    for ((inputs, deltas),) in source.factor_blocks():
+        # Λ of each record, from its K rows; what follows needs -Λ_ab = π_a π_b ≥ 0.
+        rows = deltas.reshape(len(inputs), source.rows_per_record, n_classes).astype(np.float64)
+        products = np.maximum(-(rows.transpose(0, 2, 1) @ rows), 0.0)
+        for a, b in pairs:
+            weights = np.ascontiguousarray(products[:, a, b])
+            _core.gram_accumulate(block(a, b), inputs, 1.0 / source.n_records, row_weights=weights)
+    for a, b in pairs:
+        gram = block(a, b)
+        gram += np.tril(gram, -1).T
+        block(a, a)[...] += gram
+        block(b, b)[...] += gram
+        np.negative(gram, out=gram)
+    return h

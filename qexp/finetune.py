@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from qexp import _checks, _config
 from qexp._checkpoint import FineTuneState, load_state, locked, save_state
+from qexp._communicator import Communicator, SingleProcess
 from qexp._progress import progress_bar
 from qexp.bits import BitGenerator
 from qexp.curvature import Curvature
@@ -29,9 +30,12 @@ from qexp.mechanism import (
     _bit_generator,
     _check_dimensions,
     _sensitivity_factor,
+    check_agreement,
     draw_figures,
     norm,
     private_step,
+    sharded_source,
+    unit_of_privacy,
 )
 from qexp.privacy import (
     BudgetExceededError,
@@ -43,7 +47,7 @@ from qexp.privacy import (
 from qexp.private_curvature import input_moments, input_scales, refined_curvature
 from qexp.private_sum import Lattice, NoisySum, lattice_for
 from qexp.projections import Identity, Projection
-from qexp.records import as_record_source
+from qexp.records import as_record_source, per_user
 from qexp.release import PrivateRelease
 from qexp.shrinkage import james_stein
 
@@ -261,6 +265,9 @@ def fine_tune(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
     on_round: Callable[[RoundReport], object] | None = None,
+    groups: Any = None,
+    max_records_per_user: int | None = None,
+    communicator: Communicator | None = None,
 ) -> FineTuneResult:
     """Fine-tune a pretrained model on private records in rounds of exact private draws.
 
@@ -303,6 +310,19 @@ def fine_tune(
     on_round : callable, optional
         Called after every round with its :class:`RoundReport`, when the round is paid for and
         saved. The place to save a ledger that is kept on disk.
+    groups : integer array (number of rows,) or rows of :mod:`qexp.shards`, optional
+        Whose each record is: sorted user ids. The unit of privacy is then the user and n the
+        number of users; see :func:`qexp.records.per_user`.
+    max_records_per_user : int, optional
+        Public. Further records of a user are left out, silently. Needed where gradients come as
+        factors (Kronecker curvature); without it whole rows are formed.
+    communicator : Communicator, optional
+        ``qexp.distributed.world()``, where all ranks of an MPI job make this call: each with its
+        own share of the records (n is their sum; a share may be empty) and all with the same
+        public arguments. `ledger`, `rng`, `checkpoint`, `progress` and `on_round` are the root's;
+        a curvature is the root's, too, and sent to the others, but for a function that
+        :func:`qexp.distributed.curvature` made, which all ranks call. All get the same result,
+        with the same bits for any number of ranks. Default: this process alone.
 
     Returns
     -------
@@ -330,31 +350,45 @@ def fine_tune(
     square of the calibrated μ. An early stop averages those of the schedule's last rounds that
     were done, or else releases the last weights.
     """
-    job = _Job(
-        model,
-        X,
-        y,
-        schedule=schedule,
-        curvature=curvature,
-        target_epsilon=target_epsilon,
-        target_delta=target_delta,
-        projection=projection,
-        neighboring_relation=neighboring_relation,
-        ledger=ledger,
-        rng=rng,
-        shrinkage=shrinkage,
-        checkpoint=checkpoint,
-    )
+    ranks = SingleProcess() if communicator is None else communicator
+    with ranks.shared_fate():
+        job = _Job(
+            model,
+            X,
+            y,
+            schedule=schedule,
+            curvature=curvature,
+            target_epsilon=target_epsilon,
+            target_delta=target_delta,
+            projection=projection,
+            neighboring_relation=neighboring_relation,
+            ledger=ledger,
+            rng=rng,
+            shrinkage=shrinkage,
+            checkpoint=checkpoint,
+            groups=groups,
+            max_records_per_user=max_records_per_user,
+            ranks=ranks,
+        )
+    if ranks.rank != 0:
+        with ranks.shared_fate():
+            job.follow()
+            return job.followed_result()
     try:
-        with nullcontext() if checkpoint is None else locked(checkpoint):
+        with (
+            ranks.shared_fate(),
+            nullcontext() if checkpoint is None else locked(checkpoint),
+        ):
             job.resume()
             stopped_because = job.run(progress=progress, on_round=on_round)
+            result = job.result(job.state, stopped_because)
+            job.dismiss(result)
     except KeyboardInterrupt:
         state = job.paid_state()
         if state.rounds_done == 0:
             raise
         raise FineTuneInterrupted(job.result(state, "interrupted")) from None
-    return job.result(job.state, stopped_because)
+    return result
 
 
 class _Job:
@@ -376,6 +410,9 @@ class _Job:
         rng: BitGenerator | None,
         shrinkage: Shrinkage,
         checkpoint: str | os.PathLike[str] | None,
+        groups: Any,
+        max_records_per_user: int | None,
+        ranks: Communicator,
     ) -> None:
         if not isinstance(schedule, Schedule):
             raise TypeError(f"schedule is a {type(schedule).__name__}; it needs a qexp Schedule")
@@ -385,7 +422,10 @@ class _Job:
         self.pretrained, self.X, self.y, self.schedule = model, X, y, schedule
         self.dtype = theta_0.dtype
         self.n_parameters = len(theta_0)
-        self.n_records = self._source(model).n_records
+        self.groups, self.max_records_per_user, self.ranks = groups, max_records_per_user, ranks
+        source, self.n_records = sharded_source(self._source(model), len(theta_0), ranks)
+        self.n_records_here = source.n_records
+        self.unit = unit_of_privacy(source)
         self.projection = Identity(len(theta_0)) if projection is None else projection
         self.factor = _sensitivity_factor(neighboring_relation)
         self.neighboring_relation = neighboring_relation
@@ -393,6 +433,7 @@ class _Job:
         mu = calibrate_mu(target_epsilon, target_delta) / self.factor
         self.lattices = _lattices(schedule, mu, self.n_records)
         self.moments_lattice: Lattice | None = None
+        self._has_refined = False
         self.ledger = ledger
         self.bits = _bit_generator(rng)
         if schedule.refresh_curvature and not _is_function(curvature):
@@ -401,6 +442,12 @@ class _Job:
                 f"got a {type(curvature).__name__}"
             )
         self._make_curvature: Any = curvature if _is_function(curvature) else None
+        self._collective = getattr(self._make_curvature, "collective", False)
+        if len(set(ranks.gather(self._collective))) > 1:
+            raise ValueError(
+                "some ranks have a curvature from qexp.distributed.curvature, others have not; "
+                "all or none need one"
+            )
         self.curvature = self._curvature_at(model, default=curvature)
         if schedule.curvature_share > 0:
             self._prepare_private_curvature(mu)
@@ -410,10 +457,37 @@ class _Job:
             "projection": dict(self.projection.describe()),
             "curvature": dict(self.curvature.describe()),
             "schedule": schedule.describe(),
+            **self.unit,
         }
         self.shrinkage, self.checkpoint = shrinkage, checkpoint
         self.state = FineTuneState(job_id=secrets.token_hex(8), weights=theta_0.astype(np.float64))
         self._next_state = self.state
+        public = self._configuration()
+        del public["rng"]
+        check_agreement(public, ranks)
+
+    def follow(self) -> None:
+        """Help the root with its rounds, until there are none left. For all other ranks."""
+        while (announced := self.ranks.broadcast_object(None)) is not None:
+            t, weights = announced
+            if t == 0:
+                self._private_moments()
+                continue
+            model = self.pretrained if weights is None else self.pretrained.with_weights(weights)
+            self._private_step(model, t)
+
+    def dismiss(self, result: FineTuneResult) -> None:
+        """Tell the other ranks that there are no rounds left, and the result."""
+        self.ranks.broadcast_object(None)
+        self.ranks.broadcast_object(replace(result, model=None))
+
+    def followed_result(self) -> FineTuneResult:
+        """Give the result that the root made."""
+        result: FineTuneResult = self.ranks.broadcast_object(None)
+        # Made anew, so that its weights are read-only here, too.
+        release = replace(result.release)
+        model = self.pretrained.with_weights(release.weights)
+        return replace(result, model=model, release=release)
 
     def resume(self) -> None:
         """Take up the checkpoint, or begin one, and bring the ledger up to it."""
@@ -511,6 +585,7 @@ class _Job:
             "expected_mean_loss": last["expected_mean_loss"],
             "n_records": self.n_records,
             "generator_is_secure": self.bits.secure,
+            "unit_of_privacy": self.unit.get("unit_of_privacy", "record"),
         }
         certificate = {
             **public,
@@ -551,20 +626,10 @@ class _Job:
     def _draw(self, model: TunableModel, t: int) -> FineTuneState:
         """Draw round t and give the state after it. Nothing of it is published here."""
         schedule, state = self.schedule, self.state
-        if schedule.refresh_curvature and t > 1:
-            self.curvature = self._curvature_at(model, default=None)
-        self.curvature = self._curvature_of(state)
-        lattice = self.lattices[t - 1]
-        step, noisy = private_step(
-            self._source(model),
-            projection=self.projection,
-            curvature=self.curvature,
-            lattice=lattice,
-            step_size=schedule.step_size,
-            bits=self.bits.spawn(t),
-            ledger=None,
-            label=self._label(t),
-        )
+        self.ranks.broadcast_object((t, None if state.rounds_done == 0 else model.weights))
+        drawn = self._private_step(model, t)
+        assert drawn is not None
+        step, noisy = drawn
         if self.shrinkage != "none" and t == schedule.rounds:
             step = self._shrunk_step(noisy)
         velocity = step
@@ -588,8 +653,33 @@ class _Job:
             )
         return replace(after, weights=theta, velocity=velocity if schedule.momentum > 0 else None)
 
+    def _private_step(self, model: TunableModel, t: int) -> tuple[NDArray[Any], NoisySum] | None:
+        """Make round t's draw on the root; give this rank's records to it on the others."""
+        if self.schedule.refresh_curvature and t > 1:
+            self.curvature = self._curvature_at(model, default=None)
+        if self.moments_lattice is not None and not self._has_refined:
+            refined = self._curvature_of(self.state) if self.ranks.rank == 0 else None
+            self.curvature, self._has_refined = self.ranks.broadcast_object(refined), True
+        return private_step(
+            self._source(model),
+            n_records=self.n_records,
+            projection=self.projection,
+            curvature=self.curvature,
+            lattice=self.lattices[t - 1],
+            step_size=self.schedule.step_size,
+            bits=self.bits.spawn(t),
+            ledger=None,
+            label=self._label(t),
+            communicator=self.ranks,
+        )
+
     def _prepare_private_curvature(self, mu: float) -> None:
         """Check what private curvature needs, and choose its lattice."""
+        if self.groups is not None:
+            raise ValueError(
+                "schedule.curvature_share is above 0 with groups; private curvature knows records "
+                "only, so that a user with several would get less privacy: choose one of the two"
+            )
         if not isinstance(self.projection, Identity):
             raise ValueError(
                 "schedule.curvature_share is above 0 with a projection; private curvature needs "
@@ -611,14 +701,22 @@ class _Job:
 
     def _moments(self) -> FineTuneState:
         """Draw what private curvature is made of, around the pretrained weights."""
+        self.ranks.broadcast_object((0, None))
+        noisy = self._private_moments()
+        assert noisy is not None
+        return replace(self.state, input_moments=noisy.values)
+
+    def _private_moments(self) -> NoisySum | None:
+        """Make that draw on the root; give this rank's records to it on the others."""
         assert self.moments_lattice is not None
-        noisy = input_moments(
+        return input_moments(
             self._source(self.pretrained),
             self._public_curvature,
+            n_records=self.n_records,
             lattice=self.moments_lattice,
             bits=self.bits.spawn(0),
+            communicator=self.ranks,
         )
-        return replace(self.state, input_moments=noisy.values)
 
     def _curvature_of(self, state: FineTuneState) -> Curvature:
         """Give the curvature of the next round."""
@@ -692,10 +790,13 @@ class _Job:
         return model
 
     def _source(self, model: TunableModel) -> Any:
+        source = model.gradient_blocks(self.X, self.y)
+        if self.groups is not None:
+            source = per_user(source, self.groups, max_records_per_user=self.max_records_per_user)
         source = as_record_source(
-            model.gradient_blocks(self.X, self.y), n_parameters=self.n_parameters
+            source, n_parameters=self.n_parameters, least=1 if self.ranks.size == 1 else 0
         )
-        n = getattr(self, "n_records", source.n_records)
+        n = getattr(self, "n_records_here", source.n_records)
         if source.n_records != n:
             raise ValueError(
                 f"the model gave {source.n_records} records in this round and {n} in the first; "
@@ -704,9 +805,10 @@ class _Job:
         return source
 
     def _curvature_at(self, model: TunableModel, *, default: Any) -> Curvature:
-        curvature: Curvature = (
-            default if self._make_curvature is None else self._make_curvature(model)
-        )
+        made = default
+        if self._make_curvature is not None and (self._collective or self.ranks.rank == 0):
+            made = self._make_curvature(model)
+        curvature: Curvature = made if self._collective else self.ranks.broadcast_object(made)
         _check_dimensions(self.n_parameters, self.projection, curvature)
         return curvature
 

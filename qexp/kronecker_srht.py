@@ -79,7 +79,10 @@ class KroneckerSRHT(_Projection):
         ]
 
     def forward_factors(
-        self, factors: Sequence[tuple[NDArray[Real], NDArray[Real]]]
+        self,
+        factors: Sequence[tuple[NDArray[Real], NDArray[Real]]],
+        *,
+        out: NDArray[Real] | None = None,
     ) -> NDArray[Real]:
         """Project gradients that are given as factors, one pair (inputs, deltas) a layer.
 
@@ -88,18 +91,34 @@ class KroneckerSRHT(_Projection):
         factors : sequence of pairs of float32 or float64
             inputs (m, in + 1) and deltas (m, out), or (m, T, in + 1) and (m, T, out) for a layer
             whose gradient is a sum of outer products over T positions.
+        out : ndarray, shape (at least m, k), optional
+            Where to put the result, in the first m rows. Blocks that come one after another and
+            share it spare the pages of a new array each. Default: a new array.
 
         Returns
         -------
         ndarray, shape (m, k)
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not match the layers, or `out` does not match them.
         """
         if len(factors) != len(self._layers):
             raise ValueError(f"factors are for {len(factors)} layers, not {len(self._layers)}")
-        sketches = [
-            layer.sketch(inputs, deltas)
-            for layer, (inputs, deltas) in zip(self._layers, factors, strict=True)
-        ]
-        return np.concatenate(sketches, axis=1)
+        m, dtype = len(factors[0][0]), factors[0][0].dtype
+        if out is None:
+            out = np.empty((m, self.n_components), dtype)
+        elif out.ndim != 2 or len(out) < m or out.shape[1] != self.n_components:
+            raise ValueError(
+                f"out has shape {out.shape}; it needs at least {m} rows of {self.n_components}"
+            )
+        sketch = out[:m]
+        place = 0
+        for layer, (inputs, deltas) in zip(self._layers, factors, strict=True):
+            layer.sketch(inputs, deltas, sketch[:, place : place + len(layer.kept)])
+            place += len(layer.kept)
+        return sketch
 
     def describe(self) -> dict[str, Any]:
         """Kind, sizes, seed and the digest of signs and kept entries, ready for JSON."""
@@ -146,26 +165,31 @@ class _Layer:
     def arrays(self) -> tuple[NDArray[Any], ...]:
         return self.left_signs, self.right_signs, self.kept
 
-    def sketch(self, inputs: NDArray[Real], deltas: NDArray[Real]) -> NDArray[Real]:
+    def sketch(self, inputs: NDArray[Real], deltas: NDArray[Real], sketch: NDArray[Real]) -> None:
         out, inp = self.shape
-        m = len(inputs)
-        if inputs.shape[-1] != inp or deltas.shape != (*inputs.shape[:-1], out):
+        m = len(sketch)
+        if (
+            len(inputs) != m
+            or inputs.shape[-1] != inp
+            or deltas.shape != (*inputs.shape[:-1], out)
+            or not inputs.dtype == deltas.dtype == sketch.dtype
+        ):
             raise ValueError(
-                f"factors have shapes {inputs.shape} and {deltas.shape}; a layer of shape "
-                f"{self.shape} needs (m, {inp}) and (m, {out}), or positions between"
+                f"factors have shapes {inputs.shape} and {deltas.shape} and types {inputs.dtype} "
+                f"and {deltas.dtype}; a layer of shape {self.shape} needs ({m}, {inp}) and "
+                f"({m}, {out}), or positions between, and {sketch.dtype}"
             )
-        left = _transform(deltas.reshape(-1, out), self.left_signs, self.padded[0])
-        right = _transform(inputs.reshape(-1, inp), self.right_signs, self.padded[1])
-        sketch = np.empty((m, len(self.kept)), inputs.dtype)
-        _core.outer_entries(
-            left.reshape(m, -1, self.padded[0]),
-            right.reshape(m, -1, self.padded[1]),
+        positions = 1 if inputs.ndim == 2 else inputs.shape[1]
+        _core.kron_sketch(
+            np.ascontiguousarray(deltas).reshape(m, positions, out),
+            self.left_signs,
             self._left,
+            np.ascontiguousarray(inputs).reshape(m, positions, inp),
+            self.right_signs,
             self._right,
             float(self._scale),
             sketch,
         )
-        return sketch
 
     def forward(self, rows: NDArray[Real]) -> NDArray[Real]:
         out = np.empty((len(rows), len(self.kept)), rows.dtype)
@@ -194,14 +218,6 @@ class _Layer:
         left = 1 - 2 * _unpacked(self.left_signs, self.shape[0])
         right = 1 - 2 * _unpacked(self.right_signs, self.shape[1])
         return np.outer(left, right).astype(dtype)
-
-
-def _transform(rows: NDArray[Real], signs: NDArray[np.uint64], padded: int) -> NDArray[Real]:
-    """Flip signs, pad and transform every row, keeping all outputs."""
-    out = np.empty((len(rows), padded), rows.dtype)
-    everything = np.arange(padded, dtype=np.int64)
-    _core.srht_forward(np.ascontiguousarray(rows), signs, everything, 1.0, out)
-    return out
 
 
 def _unpacked(words: NDArray[np.uint64], count: int) -> NDArray[np.int8]:

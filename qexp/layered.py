@@ -25,7 +25,6 @@ from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import solve_triangular
 
 from qexp import _checks, _core
 from qexp._factor import damped_inverse_factor, new_gram, whitener
@@ -125,6 +124,10 @@ class KroneckerLayer(LayerCurvature):
         _core.gram_accumulate(self._input_gram, np.ascontiguousarray(inputs), weight)
         _core.gram_accumulate(self._delta_gram, np.ascontiguousarray(deltas), 1.0)
 
+    def put_grams(self, input_gram: NDArray[np.float64], delta_gram: NDArray[np.float64]) -> None:
+        """Take sums (lower triangles) that were accumulated elsewhere, in place of :meth:`add`."""
+        self._input_gram, self._delta_gram = input_gram, delta_gram
+
     def finish(self, n_records: int) -> None:
         a, b = self._input_gram, self._delta_gram
         del self._input_gram, self._delta_gram
@@ -142,11 +145,22 @@ class KroneckerLayer(LayerCurvature):
         damping_a, damping_b = pi * math.sqrt(self.damping), math.sqrt(self.damping) / pi
         self._inverse_a = damped_inverse_factor(a, damping_a, "a layer's input curvature")
         self._inverse_b = damped_inverse_factor(b, damping_b, "a layer's output curvature")
-        self._whiten_a, self._whiten_b = whitener(self._inverse_a), whitener(self._inverse_b)
+        self._pack()
         self._damping_a = damping_a
         self.input_dimension = _kept(self._inverse_a, damping_a)
         self._output_dimension = _kept(self._inverse_b, damping_b)
         self.effective_dimension = self.input_dimension * self._output_dimension
+
+    def _pack(self) -> None:
+        self._whiten_a, self._whiten_b = whitener(self._inverse_a), whitener(self._inverse_b)
+
+    def __getstate__(self) -> dict[str, Any]:
+        packed = ("_whiten_a", "_whiten_b")
+        return {name: value for name, value in self.__dict__.items() if name not in packed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._pack()
 
     def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         # Every gradient as a matrix G: L_B⁻¹ G L_A⁻ᵀ, by two products whose rows are independent.
@@ -182,6 +196,8 @@ class KroneckerLayer(LayerCurvature):
         self, values: NDArray[np.float64], vectors: NDArray[np.float64]
     ) -> KroneckerLayer:
         """Give the layer with L_A (I + V diag(values) Vᵀ) L_Aᵀ for the damped A."""
+        from scipy.linalg import solve_triangular
+
         beyond = (vectors * values) @ vectors.T
         beyond[np.diag_indices_from(beyond)] += 1.0
         other = copy.copy(self)
@@ -220,6 +236,13 @@ class DenseLayer(LayerCurvature):
         self._inverse = damped_inverse_factor(h, self.damping, "a layer's curvature")
         self._whitener = whitener(self._inverse)
         self.effective_dimension = _kept(self._inverse, self.damping)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_whitener"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._whitener = whitener(self._inverse)
 
     def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         out = np.empty(rows.shape)
@@ -427,20 +450,7 @@ class LayeredCurvature:
         """
         damping = _checks.positive(damping, "damping")
         n_records = _checks.count(n_records, "n_records")
-        kinds = cls._default_kind if kinds is None else kinds
-        names = [kinds] * len(layer_shapes) if isinstance(kinds, str) else list(kinds)
-        if len(names) != len(layer_shapes):
-            raise ValueError(
-                f"kinds names {len(names)} layers, the model has {len(layer_shapes)}; it needs "
-                "one name, or one a layer"
-            )
-        unknown = sorted(set(names) - set(_KINDS))
-        if unknown:
-            raise ValueError(f"kinds holds {unknown}; it needs names out of {sorted(_KINDS)}")
-        layers = [
-            _KINDS[name]((int(out), int(inp)), damping)
-            for name, (out, inp) in zip(names, layer_shapes, strict=True)
-        ]
+        layers = new_layers(cls._default_kind if kinds is None else kinds, layer_shapes, damping)
         for factors in blocks:
             for layer, (inputs, deltas) in zip(layers, factors, strict=True):
                 for some_inputs, some_deltas in _slices(layer, inputs, deltas):
@@ -539,6 +549,25 @@ class DiagonalCurvature(LayeredCurvature):
     """The diagonal of every layer's curvature, unless `kinds` says otherwise: a cheap baseline."""
 
     _default_kind = "diagonal"
+
+
+def new_layers(
+    kinds: str | Sequence[str], layer_shapes: Sequence[tuple[int, int]], damping: float
+) -> list[LayerCurvature]:
+    """Make the layers of a curvature, empty, of one kind or of one kind each."""
+    names = [kinds] * len(layer_shapes) if isinstance(kinds, str) else list(kinds)
+    if len(names) != len(layer_shapes):
+        raise ValueError(
+            f"kinds names {len(names)} layers, the model has {len(layer_shapes)}; it needs "
+            "one name, or one a layer"
+        )
+    unknown = sorted(set(names) - set(_KINDS))
+    if unknown:
+        raise ValueError(f"kinds holds {unknown}; it needs names out of {sorted(_KINDS)}")
+    return [
+        _KINDS[name]((int(out), int(inp)), damping)
+        for name, (out, inp) in zip(names, layer_shapes, strict=True)
+    ]
 
 
 def _kept(inverse_factor: NDArray[np.float64], damping: float) -> float:

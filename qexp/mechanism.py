@@ -10,15 +10,18 @@ clipped gradients, which is where the privacy is; the rest is public arithmetic 
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks, _config
+from qexp._communicator import Communicator, SingleProcess
 from qexp._progress import progress_bar
 from qexp.bits import BitGenerator, secure_generator
 from qexp.curvature import Curvature
@@ -49,6 +52,7 @@ def sample_private_weights(
     ledger: PrivacyLedger | None = None,
     rng: BitGenerator | None = None,
     progress: bool = False,
+    communicator: Communicator | None = None,
 ) -> PrivateRelease:
     """Fine-tune pretrained weights on private records by one exact private draw.
 
@@ -80,6 +84,12 @@ def sample_private_weights(
         Default: a fresh cryptographic generator keyed by the operating system.
     progress : bool
         Show a progress bar on a terminal.
+    communicator : Communicator, optional
+        ``qexp.distributed.world()``, where all ranks of an MPI job make this call: each with its
+        own share of the records (n is their sum; a share may be empty) and all with the same
+        public arguments. `ledger`, `rng` and `curvature` are the root's; other ranks may leave
+        out the first two and pass None for the last. All get the same release, whose weights have
+        the same bits for any number of ranks. Default: this process alone.
 
     Returns
     -------
@@ -109,60 +119,81 @@ def sample_private_weights(
     >>> release.weights.shape
     (5,)
     """
-    # Public arguments: all checks come before the first record.
-    theta_0 = _checks.finite_array(pretrained, "pretrained", 1)
-    source = as_record_source(records, n_parameters=len(theta_0))
-    n = source.n_records
-    projection = Identity(len(theta_0)) if projection is None else projection
-    _check_kinds(projection, curvature, ledger)
-    _check_dimensions(len(theta_0), projection, curvature)
-    c = _checks.positive(clipping_norm, "clipping_norm")
-    eta = _checks.positive(step_size, "step_size")
-    factor = _sensitivity_factor(neighboring_relation)
-    bits = _bit_generator(rng)
-    mu_target = calibrate_mu(target_epsilon, target_delta)
-    lattice = lattice_for(mu_target / factor, c, n)
-    step, noisy = private_step(
-        source,
-        projection=projection,
-        curvature=curvature,
-        lattice=lattice,
-        step_size=eta,
-        bits=bits,
-        ledger=ledger,
-        label=f"sample_private_weights, {n} records",
-        progress=progress,
-    )
-    theta = (theta_0 + step).astype(theta_0.dtype, copy=False)
-
-    public: dict[str, Any] = {
-        "epsilon": float(target_epsilon),
-        "delta": float(target_delta),
-        "mu": factor * noisy.mu,
-        "neighboring_relation": neighboring_relation,
-        "noise_multiplier": lattice.noise_std / c,
-        **draw_figures(noisy, curvature, eta),
-        "n_records": n,
-        "generator_is_secure": noisy.generator_is_secure,
-    }
-    certificate = {
-        **public,
-        "event": {"type": "GaussianDpEvent", "noise_multiplier": 1 / noisy.mu},
-        "mu_replace_special": noisy.mu,
-        "mu_replace_one": 2 * noisy.mu,
-        "public_inputs": {
+    ranks = SingleProcess() if communicator is None else communicator
+    with ranks.shared_fate():
+        # Public arguments: all checks come before the first record.
+        theta_0 = _checks.finite_array(pretrained, "pretrained", 1)
+        source, n = sharded_source(records, len(theta_0), ranks)
+        unit = unit_of_privacy(source)
+        projection = Identity(len(theta_0)) if projection is None else projection
+        curvature = ranks.broadcast_object(curvature)
+        _check_kinds(projection, curvature, ledger)
+        _check_dimensions(len(theta_0), projection, curvature)
+        c = _checks.positive(clipping_norm, "clipping_norm")
+        eta = _checks.positive(step_size, "step_size")
+        factor = _sensitivity_factor(neighboring_relation)
+        bits = _bit_generator(rng)
+        mu_target = calibrate_mu(target_epsilon, target_delta)
+        lattice = lattice_for(mu_target / factor, c, n)
+        public_inputs: dict[str, Any] = {
             "pretrained": _checks.array_digest(theta_0),
             "projection": dict(projection.describe()),
             "curvature": dict(curvature.describe()),
             "clipping_norm": c,
             "step_size": eta,
-        },
-        "lattice": lattice.describe(),
-        "generator": noisy.generator,
-        "weights": _checks.array_digest(theta),
-        "software": _config.software(),
-    }
-    return PrivateRelease(weights=theta, _certificate=certificate, **public)
+            **unit,
+        }
+        check_agreement(
+            {
+                **public_inputs,
+                "target_epsilon": float(target_epsilon),
+                "target_delta": float(target_delta),
+                "neighboring_relation": neighboring_relation,
+            },
+            ranks,
+        )
+        drawn = private_step(
+            source,
+            n_records=n,
+            projection=projection,
+            curvature=curvature,
+            lattice=lattice,
+            step_size=eta,
+            bits=bits,
+            ledger=ledger,
+            label=f"sample_private_weights, {n} {unit.get('unit_of_privacy', 'record')}s",
+            progress=progress,
+            communicator=ranks,
+        )
+        if drawn is None:
+            return _shared_release(None, ranks)
+        step, noisy = drawn
+        theta = (theta_0 + step).astype(theta_0.dtype, copy=False)
+
+        public: dict[str, Any] = {
+            "epsilon": float(target_epsilon),
+            "delta": float(target_delta),
+            "mu": factor * noisy.mu,
+            "neighboring_relation": neighboring_relation,
+            "noise_multiplier": lattice.noise_std / c,
+            **draw_figures(noisy, curvature, eta),
+            "n_records": n,
+            "generator_is_secure": noisy.generator_is_secure,
+            "unit_of_privacy": unit.get("unit_of_privacy", "record"),
+        }
+        certificate = {
+            **public,
+            "event": {"type": "GaussianDpEvent", "noise_multiplier": 1 / noisy.mu},
+            "mu_replace_special": noisy.mu,
+            "mu_replace_one": 2 * noisy.mu,
+            "public_inputs": public_inputs,
+            "lattice": lattice.describe(),
+            "generator": noisy.generator,
+            "weights": _checks.array_digest(theta),
+            "software": _config.software(),
+        }
+        release = PrivateRelease(weights=theta, _certificate=certificate, **public)
+        return _shared_release(release, ranks)
 
 
 def private_step(
@@ -176,33 +207,77 @@ def private_step(
     ledger: PrivacyLedger | None,
     label: str,
     progress: bool = False,
-) -> tuple[NDArray[Any], NoisySum]:
+    n_records: int | None = None,
+    communicator: Communicator | None = None,
+) -> tuple[NDArray[Any], NoisySum] | None:
     """Make one draw: the step P u with u = -(η/n) L⁻ᵀ y, and the noisy sum y it comes from.
 
     The ledger is asked before the first record is read and charged before the draw is handed out.
-    Arguments are as checked by :func:`sample_private_weights`.
+    Arguments are as checked by :func:`sample_private_weights`; `n_records` is that of all ranks,
+    by default the source's. Ranks other than the root give their records and get None.
     """
+    ranks = SingleProcess() if communicator is None else communicator
+    n = source.n_records if n_records is None else n_records
 
-    def draw() -> NoisySum:
-        whitened = _whitened_blocks(source, projection, curvature, progress=progress)
+    def draw() -> NoisySum | None:
+        shown = progress and ranks.rank == 0
+        whitened = _whitened_blocks(source, projection, curvature, progress=shown)
         # Closed here, also by an interrupt inside the sum, so that no progress bar is left behind.
         with closing(whitened):
             return private_sum(
                 whitened,
                 n_components=curvature.n_components,
-                n_records=source.n_records,
+                n_records=n,
                 lattice=lattice,
                 bits=bits,
+                communicator=ranks,
             )
 
-    if ledger is None:
+    if ledger is None or ranks.rank != 0:
         noisy = draw()
     else:
         with ledger.reserve(lattice.mu, label) as reservation:
             noisy = draw()
             reservation.commit()
-    u = curvature.unwhiten(noisy.values) * (-step_size / source.n_records)
+    if noisy is None:
+        return None
+    u = curvature.unwhiten(noisy.values) * (-step_size / n)
     return projection.adjoint(u), noisy
+
+
+def sharded_source(
+    records: NDArray[Any] | RecordSource, n_parameters: int, ranks: Communicator
+) -> tuple[RecordSource, int]:
+    """Give this rank's records as a source, and the number n of all ranks' records."""
+    alone = ranks.size == 1
+    source = as_record_source(records, n_parameters=n_parameters, least=1 if alone else 0)
+    return source, _checks.count(ranks.sum(source.n_records), "n_records of all ranks")
+
+
+def unit_of_privacy(source: RecordSource) -> dict[str, Any]:
+    """Give what certificates say of a unit of privacy that is not the record."""
+    describe = getattr(source, "describe_unit", None)
+    return {} if describe is None else dict(describe())
+
+
+def check_agreement(public: Mapping[str, Any], ranks: Communicator) -> None:
+    """Raise on all ranks where public arguments, JSON-able, differ from rank to rank."""
+    if ranks.size == 1:
+        return
+    said = ranks.gather({name: json.dumps(value) for name, value in public.items()})
+    for rank, other in enumerate(said):
+        names = sorted(name for name in public if other.get(name) != said[0].get(name))
+        if names:
+            raise ValueError(
+                f"rank {rank} has another {' and '.join(names)} than rank 0; all ranks need the "
+                "same public arguments"
+            )
+
+
+def _shared_release(release: PrivateRelease | None, ranks: Communicator) -> PrivateRelease:
+    # Made anew where it arrived, so that its weights are read-only there, too.
+    shared: PrivateRelease = ranks.broadcast_object(release)
+    return shared if ranks.rank == 0 else replace(shared)
 
 
 def draw_figures(noisy: NoisySum, curvature: Curvature, step_size: float) -> dict[str, float]:

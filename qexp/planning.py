@@ -351,7 +351,7 @@ class _Shifted:
     loss_before: float
 
     def score(
-        self, schedule: Schedule, noise: float, n_records: int, seed: int, scorer: _Scorer
+        self, schedule: Schedule, noise: float, n_records: int, seed: int, scorer: Scorer
     ) -> tuple[float, float]:
         """Fine-tune on at most `n_records` simulated private records; test score and accuracy."""
         tuned = self.trial.head(n_records).tune(schedule, noise, np.random.default_rng(seed))
@@ -360,7 +360,7 @@ class _Shifted:
         return scorer(tuned, self.X_test, self.y_test)
 
 
-class _Scorer:
+class Scorer:
     """What candidates are ranked by: the larger, the better."""
 
     def __init__(self, score: Score, y: NDArray[Any]) -> None:
@@ -417,7 +417,7 @@ _SCORE_OF_DIVERGED: Final = -1e6
 
 
 @dataclass(frozen=True)
-class _Effort:
+class Effort:
     """How many surrogates; then stages of halving: (candidates, surrogates, records) at most."""
 
     surrogates: int
@@ -425,9 +425,9 @@ class _Effort:
     refinements: int
 
 
-_EFFORTS: Final = {
-    "quick": _Effort(3, ((None, 1, 500), (64, 3, 800), (24, 3, 2500), (8, 3, None)), 1),
-    "full": _Effort(5, ((None, 2, 1000), (128, 5, 1500), (48, 5, 4000), (16, 5, None)), 2),
+EFFORTS: Final = {
+    "quick": Effort(3, ((None, 1, 500), (64, 3, 800), (24, 3, 2500), (8, 3, None)), 1),
+    "full": Effort(5, ((None, 2, 1000), (128, 5, 1500), (48, 5, 4000), (16, 5, None)), 2),
 }
 
 
@@ -697,15 +697,23 @@ def plan(
     ...                  target_epsilon=1.0, target_delta=1e-5)  # doctest: +SKIP
     >>> plan.schedule  # doctest: +SKIP
     """
-    X, y = _public_records(model, X_public, y_public)
+    X, y = public_records(model, X_public, y_public)
     n = _checks.count(n_records, "n_records")
     noise = 1 / (n * calibrate_mu(target_epsilon, target_delta))
-    if effort not in _EFFORTS:
+    if effort not in EFFORTS:
         raise ValueError(f"effort is {effort!r}; it needs 'quick' or 'full'")
-    budget = _EFFORTS[effort]
-    scorer = _Scorer(score, y)
-    shifts = _shifts(
-        surrogate, model, X, y, image_shape, public_group, budget.surrogates, seed, scorer
+    budget = EFFORTS[effort]
+    scorer = Scorer(score, y)
+    shifts = make_shifts(
+        surrogate,
+        model,
+        X,
+        y,
+        image_shape,
+        public_group,
+        budget.surrogates,
+        seed,
+        "auroc" if scorer.score == "auroc" else "accuracy",
     )
     search = _Search(
         model, X, y, shifts, n, noise, target_delta, curvature, n_components, seed, scorer
@@ -757,7 +765,7 @@ class _Search:
         curvature: Literal["kronecker", "dense"] | Maker,
         n_components: Sequence[int],
         seed: int,
-        scorer: _Scorer,
+        scorer: Scorer,
     ) -> None:
         self.scorer = scorer
         self.noise, self.delta, self.seed, self.n_records = noise, delta, seed, n_records
@@ -781,7 +789,7 @@ class _Search:
     def run(
         self,
         grid: Sequence[Schedule],
-        effort: _Effort,
+        effort: Effort,
         *,
         refine: bool,
         fixed_rounds: int | None,
@@ -940,7 +948,7 @@ def _neighbours(schedule: Schedule, fixed_rounds: int | None) -> list[Schedule]:
     return [replace(schedule, **changes) for changes in varied]
 
 
-def _public_records(
+def public_records(
     model: Any, X_public: ArrayLike, y_public: ArrayLike
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     X, y = np.asarray(X_public), np.asarray(y_public)
@@ -959,7 +967,7 @@ def _public_records(
     return X, y
 
 
-def _shifts(
+def make_shifts(
     surrogate: str | Surrogate | Sequence[Surrogate],
     model: Any,
     X: NDArray[Any],
@@ -968,7 +976,7 @@ def _shifts(
     group: ArrayLike | None,
     count: int,
     seed: int,
-    scorer: _Scorer,
+    hardness: Literal["accuracy", "auroc"] = "accuracy",
 ) -> list[Surrogate]:
     if callable(surrogate):
         return [surrogate]
@@ -980,9 +988,8 @@ def _shifts(
     if surrogate == "images":
         return list(image_surrogates(model, X, y, image_shape=image_shape, count=count, seed=seed))
     if surrogate == "tabular":
-        measure: Any = "auroc" if scorer.score == "auroc" else "accuracy"
         return list(
-            table_surrogates(model, X, y, group=group, count=count, seed=seed, score=measure)
+            table_surrogates(model, X, y, group=group, count=count, seed=seed, score=hardness)
         )
     raise ValueError(
         f"surrogate is {surrogate!r}; it needs 'images', 'tabular', or functions of your own"
@@ -1047,6 +1054,20 @@ def _simulated(
     seed: int,
 ) -> _Shifted:
     """Shift the public records and split them into simulated private and test records."""
+    X_private, y_private, X_test, y_test = split_shifted(shift, X, y, n_records, seed)
+    return _Shifted(
+        trial(X_private, y_private),
+        X_test,
+        y_test,
+        float(model.score(X_test, y_test)),
+        float(model.loss(X_test, y_test)),
+    )
+
+
+def split_shifted(
+    shift: Surrogate, X: NDArray[Any], y: NDArray[Any], n_records: int, seed: int
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Give simulated private records, at most `n_records`, their labels, and those of the test."""
     rng = np.random.default_rng(seed)
     shifted, labels = shift(X, y, rng)
     order = rng.permutation(len(shifted))
@@ -1054,10 +1075,9 @@ def _simulated(
     private, test = order[:n_private], order[n_private:][:_MOST_TEST_RECORDS]
     if len(private) == 0 or len(test) == 0:
         raise ValueError(f"the surrogate {shift} left {len(order)} records; it needs more")
-    return _Shifted(
-        trial(np.ascontiguousarray(shifted[private]), labels[private]),
+    return (
+        np.ascontiguousarray(shifted[private]),
+        labels[private],
         shifted[test],
         labels[test],
-        float(model.score(shifted[test], labels[test])),
-        float(model.loss(shifted[test], labels[test])),
     )

@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from qexp._communicator import Communicator
 from qexp.bits import BitGenerator
 from qexp.curvature import Curvature
 from qexp.layered import KroneckerLayer, LayeredCurvature
@@ -37,8 +38,10 @@ __all__ = [
 
 # A record counts with at most so many times the mean squared norm of public records.
 MOST_OF_MEAN: Final = 2.0
-# The noise's own largest eigenvalue passes its limit by a little.
-_BEYOND_EDGE: Final = 1.1
+# The noise's own extreme eigenvalues pass the semicircle's edge by about d^(-1/6) times a number of
+# Tracy and Widom's distribution ("On orthogonal and symplectic matrix ensembles", 1996), which is
+# above this once in a thousand.
+_BEYOND_EDGE: Final = 3.3
 # No direction is thought to have less than this share of its public curvature.
 _LEAST_SHARE: Final = 0.1
 
@@ -60,8 +63,14 @@ def input_scales(curvature: Curvature) -> list[float]:
 
 
 def input_moments(
-    source: RecordSource, curvature: LayeredCurvature, *, lattice: Lattice, bits: BitGenerator
-) -> NoisySum:
+    source: RecordSource,
+    curvature: LayeredCurvature,
+    *,
+    lattice: Lattice,
+    bits: BitGenerator,
+    n_records: int | None = None,
+    communicator: Communicator | None = None,
+) -> NoisySum | None:
     """Draw the noisy sum of the private records' whitened second moments.
 
     Parameters
@@ -73,18 +82,23 @@ def input_moments(
     lattice : Lattice
         Of clipping norm √(number of Kronecker layers): each layer's part has a norm of at most 1.
     bits : BitGenerator
+    n_records : int, optional
+        Of all ranks. Default: the source's.
+    communicator : Communicator, optional
+        As in :func:`qexp.private_sum.private_sum`.
 
     Returns
     -------
-    NoisySum
+    NoisySum, or None on all ranks but the root
         One in x in matrix a Kronecker layer, over the scale of :func:`input_scales`.
     """
     return private_sum(
         _moment_blocks(source, curvature),
         n_components=n_moments(curvature),
-        n_records=source.n_records,
+        n_records=source.n_records if n_records is None else n_records,
         lattice=lattice,
         bits=bits,
+        communicator=communicator,
     )
 
 
@@ -141,9 +155,10 @@ def kept_directions(
     vectors : ndarray, shape (d, r)
     """
     values, vectors = np.linalg.eigh(excess)
-    # σ√d of the semicircle law; off the diagonal the symmetric part has half the variance.
-    radius = noise_std * math.sqrt(len(excess) / 2)
-    beyond = np.abs(values) > _BEYOND_EDGE * 2 * radius
+    # Off the diagonal the symmetric part has half the variance.
+    d, std = len(excess), noise_std / math.sqrt(2)
+    radius = std * math.sqrt(d)
+    beyond = np.abs(values) > 2 * radius + std * _BEYOND_EDGE * d ** (-1 / 6)
     found = values[beyond]
     without_noise = np.sign(found) * (np.abs(found) + np.sqrt(found**2 - 4 * radius**2)) / 2
     return np.maximum(without_noise, _LEAST_SHARE - 1), vectors[:, beyond]

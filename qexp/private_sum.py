@@ -13,6 +13,13 @@ mechanism with sensitivity B and standard deviation 2ᵇ, hence exactly (B/2ᵇ)
 replacement of one record by a null record (Dong, Roth and Su 2022, Theorem 1), and twice that
 under the replacement by another record.
 
+In a job of several processes every rank makes steps 1 and 3 with its own records, and rank 0, the
+root, makes step 2 as well: alone, with its own generator, before any rank reads a record. A
+partial sum of another rank has no noise in it. It leaves that rank's process towards the root
+only, through the ranks of the job that MPI adds it up on: they must trust each other and the
+network between them. What leaves the root is the noisy sum, the same integers for any number of
+ranks, since sums that wrap do not depend on their order.
+
 To trust qexp, read this module, ``csrc/lattice_sum``, ``csrc/exact_normal`` and their tests.
 """
 
@@ -27,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qexp import _core
+from qexp._communicator import Communicator, SingleProcess
 from qexp.bits import BitGenerator
 
 __all__ = ["Lattice", "NoisySum", "WhitenedBlock", "lattice_for", "private_sum"]
@@ -39,8 +47,8 @@ _LEAST_BOUND_BITS: Final = 25
 # What the kernels' integer arithmetic has room for.
 _MOST_BOUND_BITS: Final = 51
 _LEAST_CLIPPING_NORM: Final = 1e-100
-# A draw takes 17.6 words on average. A first guess only: missing words are fetched.
-_WORDS_PER_DRAW: Final = 18
+# A draw takes 1.1 words on average. A first guess only: missing words are fetched.
+_WORDS_PER_DRAW: Final = 1
 # Words that stay in cache until they are used.
 _MOST_WORDS_AT_ONCE: Final = 2**14
 
@@ -165,7 +173,8 @@ def private_sum(
     n_records: int,
     lattice: Lattice,
     bits: BitGenerator,
-) -> NoisySum:
+    communicator: Communicator | None = None,
+) -> NoisySum | None:
     """Clip, round, sum and noise the whitened gradients of private records.
 
     Parameters
@@ -178,22 +187,33 @@ def private_sum(
     n_components : int
         k.
     n_records : int
-        n, public. The blocks must hold as many rows.
+        n, public. The blocks must hold as many rows, those of all ranks together.
     lattice : Lattice
         From :func:`lattice_for`.
     bits : BitGenerator
-        Supplies the noise.
+        Supplies the noise. Only the root's is used.
+    communicator : Communicator, optional
+        Joins the ranks of a job, each with the blocks of its own records, or with none. Default:
+        this process alone.
 
     Returns
     -------
-    NoisySum
+    NoisySum, or None on all ranks but the root
 
     Raises
     ------
     ValueError
         If the blocks do not have the public shape announced. Never because of a value in them.
     """
-    total = _noise(n_components, lattice.bits, bits)
+    ranks = SingleProcess() if communicator is None else communicator
+    on_root = ranks.rank == 0
+    total = (
+        _noise(n_components, lattice.bits, bits)
+        if on_root
+        else np.zeros(n_components, dtype=np.int64)
+    )
+    # No rank goes on, to read a record, before the root has come here with all of the noise.
+    ranks.gather(None)
     rows_seen = 0
     scale: dict[str, Any] = {
         "units_per_norm": lattice.units_per_norm,
@@ -207,11 +227,15 @@ def private_sum(
         else:
             rows_seen += len(block[0][0])
             _core.lattice_sum_outer(block, total, **scale)
+    rows_seen = ranks.sum(rows_seen)
     if rows_seen != n_records:
         raise ValueError(
             f"the source gave {rows_seen} records and announced {n_records}; the number of "
             "records is public and must be right"
         )
+    ranks.sum_int64(total)
+    if not on_root:
+        return None
     return NoisySum(
         values=np.divide(total + 0.5, lattice.units_per_norm, dtype=np.float64),
         lattice=lattice,

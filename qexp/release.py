@@ -21,6 +21,7 @@ __all__ = ["PrivateRelease"]
 
 _FORMAT: Final = "qexp.PrivateRelease"
 _FORMAT_VERSION: Final = 1
+_UNITS: Final = {"record": "records", "user": "users' records"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,6 +56,9 @@ class PrivateRelease:
         Number of private records, public.
     generator_is_secure : bool
         False where the noise can be reproduced by others. Then **nothing here is private**.
+    unit_of_privacy : {"record", "user"}
+        What "one record" means above: a row of the data, or all rows of one user, who then counts
+        as one of the n (see :func:`qexp.records.per_user`).
     """
 
     weights: NDArray[Any] = field(repr=False)
@@ -68,6 +72,7 @@ class PrivateRelease:
     expected_mean_loss: float
     n_records: int
     generator_is_secure: bool
+    unit_of_privacy: str = "record"
     _certificate: Mapping[str, Any] = field(repr=False)
 
     def __post_init__(self) -> None:
@@ -99,8 +104,9 @@ class PrivateRelease:
         }[self.neighboring_relation]
         return (
             f"Whatever anyone concludes from these weights, they could have concluded if any one "
-            f"of the {self.n_records} records {other}: no conclusion becomes more than "
-            f"{_factor(self.epsilon)} times as likely because of one record, except with "
+            f"of the {self.n_records} {_UNITS[self.unit_of_privacy]} {other}: no conclusion "
+            f"becomes more than {_factor(self.epsilon)} times as likely because of one "
+            f"{self.unit_of_privacy}, except with "
             f"probability {self.delta:g} (this is differential privacy with epsilon "
             f"{self.epsilon:g} and delta {self.delta:g})."
         )
@@ -170,6 +176,8 @@ class PrivateRelease:
                 f"{path} has release format {document.get('version')}; this version of qexp reads "
                 f"format {_FORMAT_VERSION}"
             )
+        # A file without a unit is older than the choice.
+        document.setdefault("unit_of_privacy", "record")
         missing = {"weights_digest", "certificate", *_SCALARS} - document.keys()
         if missing:
             raise ValueError(

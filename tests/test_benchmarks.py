@@ -146,6 +146,40 @@ def _compare(*arguments):
     )
 
 
+@pytest.mark.parametrize("script", ["peers/run.py", "growth.py", "compare.py", "offline.py"])
+def test_scripts_tell_how_to_use_them(script):
+    result = subprocess.run(
+        [sys.executable, str(FOLDER / script), "--help"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "usage:" in result.stdout
+
+
+def test_asv_accepts_every_suite(tmp_path):
+    """What asv finds it can call; that all of it runs is tested above, without asv."""
+    if importlib.util.find_spec("asv") is None:
+        pytest.skip("asv is not installed (`pip install qexp[bench]`)")
+    if shutil.which("git") is None:
+        pytest.skip("asv needs git, which is not installed")
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    config = json.loads((ROOT / "asv.conf.json").read_text())
+    config |= {name: str(tmp_path / name) for name in ("env_dir", "results_dir", "html_dir")}
+    config |= {"repo": str(tmp_path), "benchmark_dir": str(FOLDER)}
+    (tmp_path / "asv.conf.json").write_text(json.dumps(config))
+    for command in (
+        ["machine", "--yes", "--machine", "test"],
+        ["check", "-E", f"existing:{sys.executable}"],
+    ):
+        result = subprocess.run(
+            [sys.executable, "-m", "asv", *command],
+            cwd=tmp_path,
+            env=os.environ | {"HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_compare_prints_bands(tmp_path):
     table = tmp_path / "ratios.json"
     result = _compare(
@@ -197,6 +231,8 @@ def _chromium():
 @pytest.fixture
 def dashboard(tmp_path):
     """Run two benchmarks at two commits of a small repository, publish, serve on loopback."""
+    if _chromium() is None:
+        pytest.skip("chromium is not installed")
     if importlib.util.find_spec("asv") is None:
         pytest.skip("asv is not installed (`pip install qexp[bench]`)")
     if shutil.which("git") is None:

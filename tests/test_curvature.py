@@ -18,7 +18,7 @@ from qexp import (
     NotPositiveDefiniteError,
     _core,
 )
-from qexp.models import mlp
+from qexp.models import mlp, softmax_regression
 
 K, DAMPING = 37, 0.05
 
@@ -182,6 +182,67 @@ def test_expected_labels_give_the_gauss_newton_matrix(model, public_records):
     h = np.einsum("nc,nci,ncj->ij", np.exp(log_probabilities), jacobian, jacobian) / n
     curvature = DenseCurvature.from_model(model, public_records, damping=DAMPING, labels="expected")
     assert_curvature_is(curvature, h, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_weighted_rows_are_weighted_outer_products(dtype):
+    rows = rows_of(m=600, dtype=dtype)
+    weights = np.random.default_rng(3).random(600)
+    weights[::7] = 0.0
+    curvature = DenseCurvature.from_rows(
+        blocks_of(rows, 100),
+        n_records=600,
+        damping=DAMPING,
+        weights=blocks_of(weights, 100),
+    )
+    exact = rows.astype(np.float64)
+    h = exact.T @ (weights[:, None] * exact) / 600
+    assert_curvature_is(curvature, h, rtol=1e-5 if dtype == np.float32 else 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([np.ones(5)], "row_weights has 5 numbers, but rows has 4 rows"),
+        ([-np.ones(4)], "negative"),
+        ([np.full(4, np.nan)], "weights of a block"),
+        ([np.ones(4), np.ones(4)], "zip"),
+    ],
+)
+def test_bad_weights(weights, message):
+    with pytest.raises(ValueError, match=message):
+        DenseCurvature.from_rows([np.eye(4)], n_records=4, damping=1.0, weights=weights)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_classes", [2, 3, 7])
+def test_a_softmax_regression_needs_no_rows(dtype, n_classes):
+    """The curvature by blocks is the Hessian JᵀΛJ, and that of the rows of every class."""
+    n, d = 140, 6
+    rng = np.random.default_rng(n_classes)
+    x = rng.normal(size=(n, d)).astype(dtype)
+    model = softmax_regression(d, n_classes, dtype=dtype).with_weights(
+        rng.normal(size=n_classes * (d + 1)).astype(dtype)
+    )
+    proba = model.predict_proba(x).astype(np.float64)
+    inputs = np.column_stack([x.astype(np.float64), np.ones(n)])
+    hessian = np.zeros((n_classes * (d + 1), n_classes * (d + 1)))
+    for pi, xi in zip(proba, inputs, strict=True):
+        hessian += np.kron(np.diag(pi) - np.outer(pi, pi), np.outer(xi, xi)) / n
+
+    rtol = 1e-5 if dtype == np.float32 else 1e-9
+    curvature = DenseCurvature.from_model(model, x, damping=DAMPING, labels="expected")
+    assert_curvature_is(curvature, hessian, rtol=rtol)
+    by_rows = DenseCurvature.from_rows(
+        model.curvature_blocks(x, labels="expected").blocks(), n_records=n, damping=DAMPING
+    )
+    assert_curvature_is(by_rows, hessian, rtol=rtol)
+
+
+def test_a_softmax_regression_sure_of_its_labels_has_a_curvature():
+    model = softmax_regression(3, 4).with_weights(np.full(16, 1e4) * np.arange(16))
+    curvature = DenseCurvature.from_model(model, np.eye(3), damping=DAMPING, labels="expected")
+    assert curvature.effective_dimension == pytest.approx(0.0, abs=1e-6)
 
 
 def test_sampled_labels_follow_the_seed(model, public_records):

@@ -417,7 +417,7 @@ def test_a_stream_of_rows_passes_in_little_memory(many):
     # To hold the events of the stays, as a join that starts from them does, takes over 160 MB here,
     # and more the more there are.
     with gzip.open(many / "mimic3" / "CHARTEVENTS.csv.gz") as file:
-        assert file.seek(0, os.SEEK_END) > 80e6
+        assert file.seek(0, os.SEEK_END) > 70e6
     bounded, free = load(many, memory_limit="128MB"), load(many)
     assert bounded.X.tobytes() == free.X.tobytes()
 

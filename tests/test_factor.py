@@ -84,6 +84,23 @@ def test_gram_of_slices_matches_numpy(m, k, weight, dtype, seed):
     np.testing.assert_allclose(h, np.tril(weight * wide.T @ wide), atol=tolerance(dtype) * 40)
 
 
+@given(
+    m=st.integers(0, 40),
+    k=st.integers(0, 40),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_gram_of_weighted_rows_matches_numpy(m, k, dtype, seed):
+    rng = np.random.default_rng(seed)
+    rows = padded(rng.standard_normal((m, k)).astype(dtype))
+    weights = rng.integers(0, 5, m) / 2
+    h = padded(np.zeros((k, k)))
+    _core.gram_accumulate(h, rows, 2.0, row_weights=weights)
+    wide = rows.astype(np.float64)
+    expected = np.tril(2.0 * wide.T @ (weights[:, None] * wide))
+    np.testing.assert_allclose(h, expected, atol=tolerance(dtype) * 40)
+
+
 def test_float32_rows_do_not_lose_accuracy_with_the_number_of_rows():
     rng = np.random.default_rng(3)
     rows = (rng.standard_normal((20_000, 8)) + 1).astype(np.float32)

@@ -176,5 +176,29 @@ def test_bad_factors():
     with pytest.raises(ValueError, match="factors are for 2 layers, not 3"):
         projection.forward_factors(factors(2)[:2])
     swapped = [(d, a) for a, d in factors(2)]
-    with pytest.raises(ValueError, match=r"needs \(m, 9\) and \(m, 5\)"):
+    with pytest.raises(ValueError, match=r"needs \(2, 9\) and \(2, 5\)"):
         projection.forward_factors(swapped)
+    mixed = [(a.astype(np.float32), d) for a, d in factors(2)]
+    with pytest.raises(ValueError, match="types float32 and float64"):
+        projection.forward_factors(mixed)
+    for shape in [(1, 30), (2, 29), (60,)]:
+        with pytest.raises(ValueError, match="needs at least 2 rows of 30"):
+            projection.forward_factors(factors(2), out=np.empty(shape))
+
+
+def test_blocks_may_share_their_result():
+    projection = KroneckerSRHT(SHAPES, 30, seed=4)
+    buffer = np.full((9, 40), 7.0)[:, :30]
+    for m in (9, 4):
+        pairs = factors(m)
+        shared = projection.forward_factors(pairs, out=buffer)
+        assert np.shares_memory(shared, buffer)
+        assert np.array_equal(shared, projection.forward_factors(pairs))
+
+
+def test_layers_larger_than_a_cache():
+    projection = KroneckerSRHT(((20_000, 3),), 25, seed=4)
+    rng = np.random.default_rng(0)
+    pairs = [(rng.normal(size=(2, 3)), rng.normal(size=(2, 20_000)))]
+    dense = projection.forward(np.einsum("mo,mi->moi", pairs[0][1], pairs[0][0]).reshape(2, -1))
+    assert np.allclose(projection.forward_factors(pairs), dense, rtol=1e-9, atol=1e-9)

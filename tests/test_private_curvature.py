@@ -113,13 +113,16 @@ def test_a_shuffle_changes_no_bit(task):
 # ------------------------------------------------------------------------------- what is read
 
 
-def test_noise_alone_shows_no_direction():
+@pytest.mark.parametrize("d", [2, 7, 40, 200])
+def test_noise_alone_hardly_ever_shows_a_direction(d):
     generator = np.random.default_rng(0)
-    for _ in range(20):
-        noise = generator.normal(size=(200, 200))
+    found = 0
+    for _ in range(200):
+        noise = generator.normal(size=(d, d))
         values, vectors = kept_directions((noise + noise.T) / 2, 1.0)
-        assert values.shape == (0,)
-        assert vectors.shape == (200, 0)
+        assert vectors.shape == (d, len(values))
+        found += len(values)
+    assert found <= 3
 
 
 @pytest.mark.parametrize("strength", [60.0, 25.0])
@@ -160,8 +163,7 @@ def test_much_privacy_budget_gives_the_private_inputs_curvature(task):
     assert spread[1].max() < 5
     assert np.array_equal(public.layers[1]._inverse_b, refined.layers[1]._inverse_b)
     y_unit = np.random.default_rng(0).normal(size=refined.n_components)
-    back = refined.whiten_factors  # the two maps stay each other's transposed inverse
-    assert back is not None
+    # The two maps stay each other's transposes.
     gradients = next(iter(model.gradient_blocks(X[:30], y[:30]).blocks()))
     np.testing.assert_allclose(
         refined.whiten(gradients) @ y_unit, gradients @ refined.unwhiten(y_unit), rtol=1e-9

@@ -7,12 +7,21 @@
 Ours and theirs take turns in one process; a ratio is a peer's time over qexp's in the same round,
 hence above 1 where qexp is faster. One thread and CPU time, unless a line says otherwise. What is
 not installed is listed and left out (see requirements.txt). The textbook loop is compiled by `cc`.
+
+FFHT (github.com/FALCONN-LIB/FFHT) is not on PyPI, and its Python module is older than NumPy 2.
+Build it as a library, `cc -O3 -march=native -shared -fPIC fht.c fast_copy.c -o libffht.so`, and
+name that by `--ffht`.
+
+Two threads need two quiet processors. Where others work on them at a lower priority, `chrt -f 1`
+before `python` keeps them off, which the scheduler's niceness alone does not: it puts a thread that
+wakes beside its parent as long as the other processor is busy with anything.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import importlib.util
 import itertools
 import json
@@ -53,6 +62,7 @@ from qexp import _core  # noqa: E402
 
 Row = tuple[str, str, float, float, float, str]
 _rows: list[Row] = []
+_ffht: ctypes.CDLL | None = None
 
 
 def report(what: str, peer: str, ratios: list[float], note: str = "") -> None:
@@ -95,9 +105,11 @@ def _readable(seconds: float) -> str:
 # ------------------------------------------------------------------------------- transforms
 
 
-def textbook_loop() -> Callable[[np.ndarray], None] | None:
-    """Compile the three nested loops; None where there is no compiler."""
+def compiled_loops() -> ctypes.CDLL | None:
+    """Compile the three nested loops, and one over rows; None where there is no compiler."""
     source = """
+    void each_row(int (*call)(void*, int), char* x, long bytes, long m, int log2) {
+      for (long r = 0; r < m; ++r) call(x + r * bytes, log2); }
     #define FWHT(name, T) void name(T* x, long n, long m) { \\
       for (long r = 0; r < m; ++r, x += n) for (long h = 1; h < n; h *= 2) \\
         for (long i = 0; i < n; i += 2 * h) for (long j = i; j < i + h; ++j) { \\
@@ -115,14 +127,34 @@ def textbook_loop() -> Callable[[np.ndarray], None] | None:
         except (OSError, subprocess.CalledProcessError) as error:
             print(f"no textbook loop: {error}")
             return None
-        loaded = ctypes.CDLL(str(library))
+        return ctypes.CDLL(str(library))
 
+
+def textbook_loop(loaded: ctypes.CDLL) -> Callable[[np.ndarray], None]:
     def loop(rows: np.ndarray) -> None:
         call = loaded.fwht_float if rows.dtype == np.float32 else loaded.fwht_double
         call(ctypes.c_void_p(rows.ctypes.data), ctypes.c_long(rows.shape[1]),
              ctypes.c_long(len(rows)))  # fmt: skip
 
     return loop
+
+
+def ffht_loop(loaded: ctypes.CDLL | None) -> Callable[[np.ndarray], None] | None:
+    """Give FFHT on rows; None where it was not named, or there is no compiler."""
+    if _ffht is None or loaded is None:
+        return None
+    functions = {"float32": _ffht.fht_float, "float64": _ffht.fht_double}
+
+    def transform(rows: np.ndarray) -> None:
+        loaded.each_row(
+            functions[rows.dtype.name],
+            ctypes.c_void_p(rows.ctypes.data),
+            ctypes.c_long(rows.strides[0]),
+            ctypes.c_long(len(rows)),
+            rows.shape[1].bit_length() - 1,
+        )
+
+    return transform
 
 
 def numpy_fwht(rows: np.ndarray) -> None:
@@ -137,36 +169,66 @@ def numpy_fwht(rows: np.ndarray) -> None:
 
 
 def bench_fwht() -> None:
-    loop = textbook_loop()
+    loaded = compiled_loops()
+    ffht = ffht_loop(loaded)
     means: dict[str, list[float]] = {}
-    for dtype, log2 in itertools.product(common.DTYPES, range(8, 25, 2)):
-        rows = np.full((max(1, 2**14 >> log2), 2**log2), 0, dtype)
+    for dtype, log2 in itertools.product(common.DTYPES, range(8, 25)):
+        # Of small rows a batch that fits the first-level cache.
+        rows = np.full((max(1, 2**12 >> log2), 2**log2), 0, dtype)
         peers: dict[str, Callable[[], object]] = {}
-        if loop is not None:
-            peers["textbook loop, -O3 -march=native"] = lambda rows=rows: loop(rows)
-        if log2 <= 20:
+        if loaded is not None:
+            peers["textbook loop, -O3 -march=native"] = functools.partial(
+                textbook_loop(loaded), rows
+            )
+        if ffht is not None:
+            peers["FFHT"] = functools.partial(ffht, rows)
+        if log2 <= 20 and log2 % 2 == 0:
             peers["NumPy FWHT"] = lambda rows=rows: numpy_fwht(rows)
         beside(f"FWHT {dtype} 2^{log2}", lambda rows=rows: _core.fwht(rows), peers, rounds=7)
         for row in _rows[-len(peers) :]:
             means.setdefault(f"{row[1]} ({dtype})", []).append(row[3])
     for peer, ratios in means.items():
-        report("FWHT, geometric mean over sizes", peer, [statistics.geometric_mean(ratios)])
+        report(
+            "FWHT, geometric mean over sizes",
+            peer,
+            [statistics.geometric_mean(ratios)],
+            f"least {min(ratios):.2f}",
+        )
 
 
 def bench_fwht_threads() -> None:
+    """Two threads over one, beside what two threads give to scaling the same array in place."""
+    shapes = {
+        "float32": [(64, 14), (256, 14), (32, 17), (256, 17), (4, 20), (32, 20), (1, 24)],
+        "float64": [(32, 14), (128, 14), (16, 17), (128, 17), (2, 20), (16, 20), (1, 24)],
+    }
     for dtype in common.DTYPES:
-        rows = np.full((64, 2**16), 0, dtype)
+        for m, log2 in shapes[dtype]:
+            rows = np.full((m, 2**log2), 0, dtype)
+            streams = {threads: common.Stream(rows.nbytes, threads) for threads in (1, 2)}
 
-        def on(threads: int, rows: np.ndarray = rows) -> None:
-            _core.set_num_threads(threads)
-            _core.fwht(rows)
+            def on(threads: int, rows: np.ndarray = rows) -> None:
+                _core.set_num_threads(threads)
+                _core.fwht(rows)
 
-        seconds = common.interleaved({"1": lambda: on(1), "2": lambda: on(2)}, threads=2, rounds=31)
-        _core.set_num_threads(1)
-        ratios = [a / b for a, b in zip(seconds["1"], seconds["2"], strict=True)]
-        quiet = min(seconds["1"]) / min(seconds["2"])
-        what = f"FWHT {dtype} 64 × 2^16, two threads"
-        report(what, "one thread (wall time)", ratios, f"{quiet:.2f} in the quietest rounds")
+            calls = {
+                "1": lambda on=on: on(1),
+                "2": lambda on=on: on(2),
+                "scale 1": streams[1].scale,
+                "scale 2": streams[2].scale,
+            }
+            seconds = common.interleaved(calls, threads=2, rounds=15)
+            _core.set_num_threads(1)
+            ratios = [a / b for a, b in zip(seconds["1"], seconds["2"], strict=True)]
+            limits = [a / b for a, b in zip(seconds["scale 1"], seconds["scale 2"], strict=True)]
+            report(
+                f"FWHT {dtype} {m} × 2^{log2} ({rows.nbytes >> 20} MiB), two threads",
+                "one thread (wall time)",
+                ratios,
+                f"best {min(seconds['1']) / min(seconds['2']):.2f}, qexp "
+                f"{_readable(statistics.median(seconds['2']))}; scaling in place, two threads "
+                f"over one: {statistics.median(limits):.2f}",
+            )
 
 
 # ------------------------------------------------------------------------------ projections
@@ -188,6 +250,15 @@ def bench_srht(n: int = 256, log2: int = 17, k: int = 2048, rounds: int = 5) -> 
         _core.fwht(work)
         np.take(work, kept, axis=1, out=out)
 
+    ffht, row = ffht_loop(compiled_loops()), np.empty((1, p), np.float32)
+
+    def ffht_and_gather() -> None:
+        assert ffht is not None
+        for i in range(n):
+            np.multiply(rows[i], signs, out=row[0])
+            ffht(row)
+            np.take(row[0], kept, out=out[i])
+
     peers: dict[str, Callable[[], object]] = {
         # Transposed views: the arrays as they are, in Fortran's order.
         "sgemm, dense matrix given": lambda: blas.sgemm(
@@ -195,6 +266,8 @@ def bench_srht(n: int = 256, log2: int = 17, k: int = 2048, rounds: int = 5) -> 
         ),
         "signs, our FWHT of all, gather": transform_and_gather,
     }
+    if ffht is not None:
+        peers["row by row: signs, FFHT, gather"] = ffht_and_gather
     what = f"SRHT {n} × 2^{log2} → {k} float32"
     beside(what, lambda: projection.forward(rows), peers, rounds=rounds)
 
@@ -263,7 +336,7 @@ def bench_kronecker(width: int = 4096, k: int = 2048, batch: int = 256) -> None:
 
 
 def bench_gram() -> None:
-    for dtype, k in itertools.product(common.DTYPES, (1024, 2048, 4096)):
+    for dtype, k in itertools.product(common.DTYPES, (1024, 2048, 4096, 8192)):
         rows, h = common.random((k, k), dtype), np.zeros((k, k))
         syrk = blas.ssyrk if dtype == "float32" else blas.dsyrk
         c = np.zeros((k, k), dtype, order="F")
@@ -284,6 +357,48 @@ def bench_gram() -> None:
             },
             rounds=7 if k < 4096 else 3,
         )
+
+
+def bench_weighted_gram(m: int = 2048, k: int = 2048) -> None:
+    for dtype in common.DTYPES:
+        rows, h = common.random((m, k), dtype), np.zeros((k, k))
+        weights = np.random.default_rng(0).random(m)
+        roots = np.sqrt(weights).astype(dtype)[:, None]
+        syrk = blas.ssyrk if dtype == "float32" else blas.dsyrk
+        c = np.zeros((k, k), dtype, order="F")
+        beside(
+            f"Gram of {m} weighted rows, k = {k}, {dtype}",
+            functools.partial(_core.gram_accumulate, h, rows, 1.0, row_weights=weights),
+            {
+                "the same without weights": functools.partial(_core.gram_accumulate, h, rows, 1.0),
+                "NumPy's product, then syrk": lambda rows=rows, c=c, syrk=syrk, roots=roots: syrk(
+                    1.0, (rows * roots).T, beta=1.0, c=c, overwrite_c=1
+                ),
+            },
+        )
+
+
+def bench_softmax(n: int = 2048, d: int = 255, n_classes: int = 10) -> None:
+    """Accumulate the curvature of a softmax regression, without its factor."""
+    from qexp import curvature
+    from qexp.models import softmax_regression
+
+    x = common.random((n, d), "float32")
+    start = np.random.default_rng(0).standard_normal(n_classes * (d + 1), np.float32) / 16
+    model = softmax_regression(d, n_classes).with_weights(start)
+    source = model.curvature_blocks(x, labels="expected")
+
+    def by_rows() -> None:
+        h = np.zeros((n_classes * (d + 1), n_classes * (d + 1)))
+        for rows in source.blocks():
+            _core.gram_accumulate(h, rows, 1.0 / n)
+
+    beside(
+        f"softmax Hessian, {n} records, d = {d + 1}, K = {n_classes}",
+        lambda: curvature._softmax_curvature(source),
+        {"the rows of every class": by_rows},
+        rounds=5,
+    )
 
 
 def _timed_in_place(
@@ -310,7 +425,7 @@ def _beside_in_place(
 
 
 def bench_cholesky() -> None:
-    for n in (512, 1024, 2048, 4096):
+    for n in (512, 1024, 2048, 4096, 8192):
         x = common.random((n, n), "float64")
         matrix = x @ x.T + n * np.eye(n)
         makers: dict[str, Callable[[np.ndarray], object]] = {
@@ -587,6 +702,10 @@ def bench_memory() -> None:
 
 def _memory(name: str, n: int) -> None:
     def peak() -> float:
+        # Linux' ru_maxrss starts with the peak of the process that started this one.
+        status = Path("/proc/self/status")
+        if status.exists():
+            return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     if name == "draw":
@@ -622,8 +741,12 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help=f"out of: {', '.join(known)}")
     parser.add_argument("--list", action="store_true", help="list the names and end")
     parser.add_argument("--json", type=Path, help="write the table to this file as well")
+    parser.add_argument("--ffht", type=Path, help="FFHT as a shared library")
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.ffht is not None:
+        global _ffht
+        _ffht = ctypes.CDLL(str(given.ffht.resolve()))
     if given.list:
         print("\n".join(known))
         return 0

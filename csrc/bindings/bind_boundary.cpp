@@ -10,7 +10,7 @@
 namespace qexp::bindings {
 namespace {
 
-// Beyond 62 bits the first digit of a draw would no longer hold the whole fraction.
+// With more, two standard deviations would no longer fit an integer.
 constexpr int most_lattice_bits = 62;
 
 py::tuple draw(const Array<std::uint64_t>& words, int lattice_bits, Array<std::int64_t> out) {

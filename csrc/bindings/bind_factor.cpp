@@ -1,3 +1,8 @@
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <optional>
+
 #include "bindings.hpp"
 #include "cholesky.hpp"
 #include "gram.hpp"
@@ -46,15 +51,26 @@ void require_nonzero_diagonal(MatrixView<T> l) {
 }
 
 template <class T>
-void gram(Array<double> h, const Array<T>& rows, double weight) {
+void gram(Array<double> h, const Array<T>& rows, double weight,
+          const std::optional<Array<double>>& row_weights) {
   const auto sum = output_matrix(h, "h");
   const auto block = input_matrix(rows, "rows");
   require_square(sum, "h");
   require(sum.rows == block.cols, "rows has " + std::to_string(block.cols) + " columns, but h is " +
                                       std::to_string(sum.rows) + " by " + std::to_string(sum.cols));
   const Blas& blas = bound_blas();
+  if (!row_weights) {
+    py::gil_scoped_release release;
+    return gram_accumulate(blas, sum, block, weight);
+  }
+  const auto weights = input(*row_weights, 1, "row_weights");
+  require(static_cast<std::int64_t>(weights.size()) == block.rows,
+          "row_weights has " + std::to_string(weights.size()) + " numbers, but rows has " +
+              std::to_string(block.rows) + " rows");
+  require(std::ranges::all_of(weights, [](double w) { return w >= 0; }),
+          "row_weights holds a number that is negative or no number");
   py::gil_scoped_release release;
-  gram_accumulate(blas, sum, block, weight);
+  gram_accumulate(blas, sum, block, weight, weights);
 }
 
 template <class T>
@@ -105,7 +121,7 @@ double condition(const Array<T>& l) {
 template <class T>
 void register_precision(py::module_& module) {
   module.def("gram_accumulate", &gram<T>, py::arg("h").noconvert(), py::arg("rows").noconvert(),
-             py::arg("weight"));
+             py::arg("weight"), py::kw_only(), py::arg("row_weights").noconvert() = py::none());
   module.def("cholesky_inplace", &cholesky<T>, py::arg("a").noconvert());
   module.def("triangular_solve", &solve<T>, py::arg("l").noconvert(), py::arg("b").noconvert(),
              py::kw_only(), py::arg("side"), py::arg("transpose"));

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 
 #include "bindings.hpp"
 #include "kron_sketch.hpp"
@@ -6,44 +7,63 @@
 namespace qexp::bindings {
 namespace {
 
-void check_indices(std::span<const std::int64_t> indices, std::size_t bound, const char* name) {
-  const auto limit = static_cast<std::int64_t>(bound);
-  require(std::ranges::all_of(indices, [&](std::int64_t i) { return 0 <= i && i < limit; }),
-          std::string(name) + " holds an index outside 0.." + std::to_string(limit - 1));
+template <class T>
+KroneckerFactor<T> checked_factor(const Array<T>& rows, const Array<std::uint64_t>& signs,
+                                  const Array<std::int64_t>& kept, const std::string& name) {
+  KroneckerFactor<T> factor{input(rows, 3, name.c_str()).data(), extent(rows, 2),
+                            input(signs, 1, (name + "_signs").c_str()),
+                            input(kept, 1, (name + "_indices").c_str())};
+  require(factor.length > 0, name + " has rows of no numbers");
+  require(factor.signs.size() * 64 >= factor.length,
+          name + "_signs has fewer bits than " + name + " has numbers in a row");
+  const auto limit = static_cast<std::int64_t>(std::bit_ceil(factor.length));
+  require(std::ranges::all_of(factor.kept, [=](std::int64_t i) { return 0 <= i && i < limit; }),
+          name + "_indices holds an index outside 0.." + std::to_string(limit - 1));
+  return factor;
 }
 
 template <class T>
-void bind_outer_entries(py::module_& module) {
+void bind_kron_sketch(py::module_& module) {
   module.def(
-      "outer_entries",
-      [](const Array<T>& left, const Array<T>& right, const Array<std::int64_t>& left_indices,
-         const Array<std::int64_t>& right_indices, double scale, Array<T> out) {
-        const auto l = input(left, 3, "left"), r = input(right, 3, "right");
-        const KeptEntries kept{input(left_indices, 1, "left_indices"),
-                               input(right_indices, 1, "right_indices"), scale};
+      "kron_sketch",
+      [](const Array<T>& left, const Array<std::uint64_t>& left_signs,
+         const Array<std::int64_t>& left_indices, const Array<T>& right,
+         const Array<std::uint64_t>& right_signs, const Array<std::int64_t>& right_indices,
+         double scale, Array<T> out) {
+        const auto l = checked_factor(left, left_signs, left_indices, "left");
+        const auto r = checked_factor(right, right_signs, right_indices, "right");
         require(extent(left, 0) == extent(right, 0) && extent(left, 1) == extent(right, 1),
                 "left and right differ in their numbers of records or positions");
-        require(kept.left.size() == kept.right.size(),
-                "left_indices and right_indices differ in length");
-        check_indices(kept.left, extent(left, 2), "left_indices");
-        check_indices(kept.right, extent(right, 2), "right_indices");
-        const auto to = output(out, 2, "out");
-        require(extent(out, 0) == extent(left, 0) && extent(out, 1) == kept.left.size(),
-                "out needs one row a record and one column an index");
+        require(l.kept.size() == r.kept.size(), "left_indices and right_indices differ in length");
+        // Rows may stand apart, as those of one layer do among several layers' sketches.
+        constexpr auto item = static_cast<py::ssize_t>(sizeof(T));
+        const bool fits =
+            out.ndim() == 2 && extent(out, 0) == extent(left, 0) && extent(out, 1) == l.kept.size();
+        require(fits, "out needs one row a record and one column an index");
+        require(out.size() == 0 || ((out.shape(1) == 1 || out.strides(1) == item) &&
+                                    (out.shape(0) == 1 || (out.strides(0) % item == 0 &&
+                                                           out.strides(0) >= out.shape(1) * item))),
+                "out has rows that are not contiguous or overlap");
+        require(reinterpret_cast<std::uintptr_t>(out.data()) % alignof(T) == 0,
+                "out is not aligned");
+        require(out.writeable(), "out is read-only");
+        T* const to = out.mutable_data();
+        const std::ptrdiff_t stride = out.strides(0) / item;
+        const std::size_t m = extent(left, 0), positions = extent(left, 1);
         const py::gil_scoped_release release;
-        outer_entries(l.data(), extent(left, 2), r.data(), extent(right, 2), extent(left, 0),
-                      extent(left, 1), kept, to.data(), kept.left.size());
+        kron_sketch(l, r, m, positions, scale, to, stride);
       },
-      py::arg("left").noconvert(), py::arg("right").noconvert(),
-      py::arg("left_indices").noconvert(), py::arg("right_indices").noconvert(), py::arg("scale"),
+      py::arg("left").noconvert(), py::arg("left_signs").noconvert(),
+      py::arg("left_indices").noconvert(), py::arg("right").noconvert(),
+      py::arg("right_signs").noconvert(), py::arg("right_indices").noconvert(), py::arg("scale"),
       py::arg("out").noconvert());
 }
 
 }  // namespace
 
 void register_kron_sketch(py::module_& module) {
-  bind_outer_entries<float>(module);
-  bind_outer_entries<double>(module);
+  bind_kron_sketch<float>(module);
+  bind_kron_sketch<double>(module);
 }
 
 }  // namespace qexp::bindings

@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -68,6 +69,30 @@ TEST_CASE_TEMPLATE("rows of a batch are transformed alone, and the gaps between 
                -static_cast<std::ptrdiff_t>(stride));
     CHECK(same_bits(forwards, expected));
     CHECK(same_bits(backwards, expected));
+  }
+}
+
+TEST_CASE_TEMPLATE("where an array stands changes no bits", T, float, double) {
+  constexpr std::size_t line = 64 / sizeof(T);
+  for (std::size_t n : {std::size_t{256}, 16384 / sizeof(T), 262144 / sizeof(T),
+                        std::size_t{2097152} / sizeof(T), std::size_t{4194304} / sizeof(T)}) {
+    const std::vector<T> x = numbers<T>(n);
+    std::vector<T> expected = x;
+    textbook(expected.data(), n);
+    for (std::size_t offset = 0; offset < line; offset += line / 8 + 1) {
+      for (int threads : {1, 3}) {
+        qexp::set_num_threads(threads);
+        // Also what stands before and after is left alone.
+        std::vector<T> room(n + 2 * line, T(7));
+        std::copy(x.begin(), x.end(), room.begin() + static_cast<std::ptrdiff_t>(offset));
+        qexp::fwht(room.data() + offset, 1, n, 0);
+        CAPTURE(n);
+        CAPTURE(offset);
+        CAPTURE(threads);
+        CHECK(std::memcmp(room.data() + offset, expected.data(), n * sizeof(T)) == 0);
+        CHECK(std::count(room.begin(), room.end(), T(7)) >= static_cast<std::ptrdiff_t>(2 * line));
+      }
+    }
   }
 }
 

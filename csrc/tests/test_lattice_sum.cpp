@@ -14,9 +14,9 @@ namespace {
 using Vector = std::vector<std::int64_t>;
 
 Vector lattice_vector(const std::vector<double>& row, const qexp::LatticeScale& scale) {
-  Vector z(row.size(), 99);
-  QEXP_DISPATCH(lattice_vector)(row.data(), row.size(), scale, z.data());
-  return z;
+  std::vector<std::uint64_t> z(row.size());
+  QEXP_DISPATCH(lattice_add_rows)(row.data(), 1, row.size(), row.size(), scale, z.data());
+  return {z.begin(), z.end()};
 }
 
 unsigned __int128 squared_norm(const Vector& z) {
@@ -68,6 +68,36 @@ TEST_CASE("the exact check nulls what floating point let through") {
   CHECK(lattice_vector({unit, unit, unit, unit, 1.0}, scale) == Vector{0, 0, 0, 0, 0});
 }
 
+TEST_CASE("the exact check counts long records to the last unit") {
+  for (int bits : {10, 30, 51, 52}) {
+    const std::int64_t bound = std::int64_t{1} << bits;
+    const qexp::LatticeScale scale{1.0, std::ldexp(1.0, 70), bound};
+    // 4096 entries of bound / 64 have exactly the norm `bound`.
+    std::vector<double> row(4096, std::ldexp(1.0, bits - 6));
+    CHECK(lattice_vector(row, scale) == Vector(4096, bound / 64));
+    row.push_back(1.0);
+    CHECK(lattice_vector(row, scale) == Vector(4097, 0));
+    row.back() = 0.0;
+    row[100] += 1.0;
+    CHECK(lattice_vector(row, scale) == Vector(4097, 0));
+    row[100] -= 1.5;  // truncates to one less
+    Vector expected(4097, bound / 64);
+    expected.back() = 0;
+    --expected[100];
+    if (bits > 10) CHECK(lattice_vector(row, scale) == expected);
+    // An entry beyond the bound is one too many even where its integer is not.
+    row.assign(5000, 0.0);
+    row[4999] = static_cast<double>(bound);
+    expected.assign(5000, 0);
+    expected[4999] = bound;
+    CHECK(lattice_vector(row, scale) == expected);
+    if (bits < 52) {
+      row[4999] += 0.5;
+      CHECK(lattice_vector(row, scale) == Vector(5000, 0));
+    }
+  }
+}
+
 TEST_CASE("records with bad values are null, the others stay as they are") {
   const double bad[] = {std::numeric_limits<double>::quiet_NaN(),
                         std::numeric_limits<double>::infinity(),
@@ -101,13 +131,52 @@ TEST_CASE("the sum adds every record's vector, on any number of threads, and wra
   }
 }
 
+TEST_CASE("a record that fails the exact check is taken back and its neighbours stay") {
+  // No clipping: what is too long has to be caught by the check.
+  const qexp::LatticeScale scale{1.0, std::ldexp(1.0, 70), 1000};
+  for (std::size_t k : {37u, 5003u}) {
+    for (std::size_t m = 1; m <= 9; ++m) {
+      std::vector<double> rows(m * k);
+      std::vector<std::uint64_t> expected(k, 5);
+      for (std::size_t i = 0; i < m; ++i) {
+        const double entry = i % 3 == 1 ? 1e18 : i % 3 == 2 ? -801.0 : 600.5;
+        rows[i * k + i] = entry;
+        rows[i * k + k - 1] = i % 3 == 1 ? std::ldexp(1.0, 63) : -599.5 - 0.5 * (i % 3 == 0);
+        if (i % 3 == 0) expected[i] += 600;
+        if (i % 3 == 0) expected[k - 1] -= 600;
+      }
+      std::vector<std::uint64_t> total(k, 5);
+      QEXP_DISPATCH(lattice_add_rows)(rows.data(), m, k, k, scale, total.data());
+      CHECK(total == expected);
+    }
+  }
+}
+
+TEST_CASE("neither a record's place nor its address moves a bit") {
+  const std::size_t k = 2111;
+  const auto row = normals(k, 1.0, 8);
+  const qexp::LatticeScale scale{std::ldexp(1.0, 40), 1.0, std::int64_t{1} << 40};
+  const Vector alone = lattice_vector(row, scale);
+  for (std::size_t offset = 0; offset < 9; ++offset) {
+    for (std::size_t place : {0u, 3u, 4u, 8u}) {
+      std::vector<double> rows(offset + 9 * k, std::numeric_limits<double>::quiet_NaN());
+      std::copy(row.begin(), row.end(),
+                rows.begin() + static_cast<std::ptrdiff_t>(offset + place * k));
+      std::vector<std::uint64_t> total(k);
+      QEXP_DISPATCH(lattice_add_rows)(rows.data() + offset, 9, k, k, scale, total.data());
+      CHECK(Vector(total.begin(), total.end()) == alone);
+    }
+  }
+}
+
 #ifdef QEXP_X86_DISPATCH
 TEST_CASE("every instruction set gives the same bits") {
   const qexp::LatticeScale scale{std::ldexp(1.0, 40), 1.0, std::int64_t{1} << 40};
-  const auto row = normals(4099, 1.0, 6);
-  Vector portable(row.size()), active(row.size());
-  qexp::baseline::lattice_vector(row.data(), row.size(), scale, portable.data());
-  QEXP_DISPATCH(lattice_vector)(row.data(), row.size(), scale, active.data());
+  const std::size_t m = 3, k = 4099;
+  const auto rows = normals(m * k, 1.0, 6);
+  std::vector<std::uint64_t> portable(k, 7), active(k, 7);
+  qexp::baseline::lattice_add_rows(rows.data(), m, k, k, scale, portable.data());
+  QEXP_DISPATCH(lattice_add_rows)(rows.data(), m, k, k, scale, active.data());
   CHECK(portable == active);
 }
 #endif

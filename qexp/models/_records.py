@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from qexp.records import LazyRows
 
-def as_features(X: ArrayLike, n_features: int) -> NDArray[Any]:
-    """Return X as an array (n, n_features) of real numbers; a memory map stays one."""
-    features = np.asarray(X)
+Rows = NDArray[Any] | LazyRows
+
+
+def as_features(X: ArrayLike | LazyRows, n_features: int) -> Rows:
+    """Return X as rows (n, n_features) of real numbers; a memory map or lazy rows stay so."""
+    features = X if isinstance(X, LazyRows) else np.asarray(X)
     if features.dtype.kind not in "buif":
         raise TypeError(f"X is {features.dtype}; it must hold real numbers")
     if features.ndim != 2 or features.shape[1] != n_features:
@@ -19,20 +23,25 @@ def as_features(X: ArrayLike, n_features: int) -> NDArray[Any]:
     return features
 
 
-def as_labels(y: ArrayLike, n_records: int, n_classes: int) -> NDArray[np.int64]:
-    """Return y as int64 classes, -1 in place of what is none.
-
-    Labels may be private: one that is no class must show in that record's gradient only, so it
-    raises nothing here.
-    """
-    labels = np.asarray(y)
+def as_label_rows(y: ArrayLike | LazyRows, n_records: int, n_classes: int) -> Rows:
+    """Check the shape and dtype of labels, and leave their values for :func:`as_classes`."""
+    labels = y if isinstance(y, LazyRows) else np.asarray(y)
     if labels.dtype.kind not in "buif":
         raise TypeError(f"y is {labels.dtype}; it must hold the classes 0..{n_classes - 1}")
     if labels.shape != (n_records,):
         raise ValueError(
             f"y has the shape {labels.shape}; it must be ({n_records},), as X has rows"
         )
-    classes = np.full(n_records, -1, np.int64)
+    return labels
+
+
+def as_classes(labels: NDArray[Any], n_classes: int) -> NDArray[np.int64]:
+    """Return labels as int64 classes, -1 in place of what is none.
+
+    Labels may be private: one that is no class must show in that record's gradient only, so it
+    raises nothing here.
+    """
+    classes = np.full(len(labels), -1, np.int64)
     with np.errstate(all="ignore"):
         valid = (labels >= 0) & (labels < n_classes)
         if labels.dtype.kind == "f":
@@ -41,8 +50,14 @@ def as_labels(y: ArrayLike, n_records: int, n_classes: int) -> NDArray[np.int64]
     return classes
 
 
+def as_labels(y: ArrayLike | LazyRows, n_records: int, n_classes: int) -> NDArray[np.int64]:
+    """Return all of y as int64 classes, -1 in place of what is none."""
+    labels = as_label_rows(y, n_records, n_classes)
+    return as_classes(labels[0:n_records], n_classes)
+
+
 def record_blocks(
-    features: NDArray[Any], block_size: int, dtype: np.dtype[Any]
+    features: Rows, block_size: int, dtype: np.dtype[Any]
 ) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Yield slices of at most block_size records with their features as dtype, in one buffer."""
     buffer = np.empty((min(block_size, len(features)), features.shape[1]), dtype)
@@ -53,6 +68,14 @@ def record_blocks(
         with np.errstate(all="ignore"):
             np.copyto(block, features[rows], casting="unsafe")
         yield rows, block
+
+
+def public_uniforms(seed: np.random.SeedSequence, first_record: int) -> np.random.Generator:
+    """Give a stream of one uniform number a record, from some record on."""
+    # Philox counts in fours, and a double takes one.
+    generator = np.random.Generator(np.random.Philox(seed).advance(first_record // 4))
+    generator.random(first_record % 4)
+    return generator
 
 
 def require_finite(block: NDArray[Any], first_record: int) -> None:

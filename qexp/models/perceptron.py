@@ -21,12 +21,14 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from qexp import _checks, _core
 from qexp.models._records import (
     as_features,
+    as_label_rows,
     as_labels,
     record_blocks,
     require_classes,
     require_finite,
 )
 from qexp.models.sources import CurvatureSource, GradientSource
+from qexp.records import LazyRows
 
 Activation = Literal["tanh", "relu"]
 
@@ -201,7 +203,7 @@ class MultilayerPerceptron:
     # --------------------------------------------------------------------------------- sources
 
     def gradient_blocks(
-        self, X: ArrayLike, y: ArrayLike, *, block_size: int | None = None
+        self, X: ArrayLike | LazyRows, y: ArrayLike | LazyRows, *, block_size: int | None = None
     ) -> GradientSource:
         """Return the source of per-record gradients of the cross-entropy at the weights.
 
@@ -211,10 +213,10 @@ class MultilayerPerceptron:
 
         Parameters
         ----------
-        X : array_like of shape (n, n_features)
-            Real numbers of any dtype; a memory map is read block by block.
-        y : array_like of shape (n,)
-            Classes 0..K-1, as integers or as floating-point numbers.
+        X : array_like of shape (n, n_features), or LazyRows
+            Real numbers of any dtype; a memory map or lazy rows are read block by block.
+        y : array_like of shape (n,), or LazyRows
+            Classes 0..K-1, as integers or as floating-point numbers; read block by block as well.
         block_size : int, optional
             Most rows in a block; by default as many as fit into a few megabytes. Without influence
             on any row's bits.
@@ -228,7 +230,8 @@ class MultilayerPerceptron:
         return GradientSource(
             self._network,
             features,
-            as_labels(y, len(features), self.n_classes),
+            as_label_rows(y, len(features), self.n_classes),
+            n_classes=self.n_classes,
             layer_shapes=self.layer_shapes,
             dtype=self.dtype,
             block_size=_checked_block_size(block_size),
@@ -236,12 +239,13 @@ class MultilayerPerceptron:
 
     def curvature_blocks(
         self,
-        X: ArrayLike,
+        X: ArrayLike | LazyRows,
         *,
         labels: Literal["sampled", "expected", "given"] = "sampled",
         y: ArrayLike | None = None,
         seed: int = 0,
         block_size: int | None = None,
+        first_record: int = 0,
     ) -> CurvatureSource:
         """Return a source of rows r with Σ r rᵀ / n the curvature of the mean loss on public X.
 
@@ -262,6 +266,9 @@ class MultilayerPerceptron:
             Public seed for "sampled". The labels do not depend on the block size.
         block_size : int, optional
             Most rows in a block; "expected" keeps the rows of a record together.
+        first_record : int
+            Number of the first record where X is a part of the public records: a record has the
+            same "sampled" label in a part as in the whole.
 
         Raises
         ------
@@ -285,6 +292,7 @@ class MultilayerPerceptron:
             features,
             labels=kind,
             seed=seed,
+            first_record=_checks.count(first_record, "first_record", least=0),
             n_classes=self.n_classes,
             layer_shapes=self.layer_shapes,
             dtype=self.dtype,
@@ -337,7 +345,7 @@ class MultilayerPerceptron:
         TypeError, ValueError
             If an argument is wrong, a record is not finite or a label is no class.
         """
-        features = as_features(X, self.n_features)
+        features = np.asarray(as_features(X, self.n_features))
         labels = as_labels(y, len(features), self.n_classes)
         _require_some(len(labels))
         require_classes(labels, self.n_classes)

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp.models._records import record_blocks, require_finite
+from qexp.models._records import (
+    Rows,
+    as_classes,
+    public_uniforms,
+    record_blocks,
+    require_finite,
+)
 
 if TYPE_CHECKING:
     from qexp import _core
@@ -43,7 +49,7 @@ class _RowSource(ABC):
     def __init__(
         self,
         network: _core.Network,
-        features: NDArray[Any],
+        features: Rows,
         *,
         layer_shapes: tuple[tuple[int, int], ...],
         dtype: np.dtype[Any],
@@ -141,9 +147,10 @@ class GradientSource(_RowSource):
     def __init__(
         self,
         network: _core.Network,
-        features: NDArray[Any],
-        labels: NDArray[np.int64],
+        features: Rows,
+        labels: Rows,
         *,
+        n_classes: int,
         layer_shapes: tuple[tuple[int, int], ...],
         dtype: np.dtype[Any],
         block_size: int | None,
@@ -157,10 +164,11 @@ class GradientSource(_RowSource):
             block_size=block_size,
         )
         self._labels = labels
+        self._n_classes = n_classes
 
     def _prepared(self, block_size: int) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
         for rows, features in record_blocks(self._features, block_size, self.dtype):
-            yield features, self._labels[rows]
+            yield features, as_classes(self._labels[rows], self._n_classes)
 
 
 class CurvatureSource(_RowSource):
@@ -173,10 +181,11 @@ class CurvatureSource(_RowSource):
     def __init__(
         self,
         network: _core.Network,
-        features: NDArray[Any],
+        features: Rows,
         *,
         labels: Literal["sampled", "expected"] | NDArray[np.int64],
         seed: int,
+        first_record: int,
         n_classes: int,
         layer_shapes: tuple[tuple[int, int], ...],
         dtype: np.dtype[Any],
@@ -194,9 +203,10 @@ class CurvatureSource(_RowSource):
         self._n_classes = n_classes
         self._labels = labels
         self._seed = np.random.SeedSequence(seed)
+        self._first_record = first_record
 
     def _prepared(self, block_size: int) -> Iterator[tuple[NDArray[Any], NDArray[np.int64] | None]]:
-        generator = np.random.Generator(np.random.Philox(self._seed))
+        generator = public_uniforms(self._seed, self._first_record)
         for rows, features in record_blocks(self._features, block_size, self.dtype):
             require_finite(features, rows.start)
             if not isinstance(self._labels, str):

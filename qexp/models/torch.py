@@ -25,7 +25,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks
 from qexp.layered import LayeredCurvature
-from qexp.models._records import as_labels, require_classes
+from qexp.models._records import as_labels, public_uniforms, require_classes
+from qexp.records import LazyRows
 
 try:
     import torch
@@ -295,6 +296,7 @@ class TorchModel:
         labels: Literal["sampled", "expected", "given"] = "sampled",
         y: Any = None,
         seed: int = 0,
+        first_record: int = 0,
     ) -> TorchCurvatureSource:
         """Return a source of rows r with Σ r rᵀ / n the curvature of the mean loss on public X.
 
@@ -311,7 +313,11 @@ class TorchModel:
             Targets for "given".
         seed : int
             Of the drawn labels; public.
+        first_record : int
+            Number of the first record where X is a part of the public records: a record has the
+            same "sampled" label in a part as in the whole.
         """
+        first_record = _checks.count(first_record, "first_record", least=0)
         if labels not in ("sampled", "expected", "given"):
             raise ValueError(f"labels is {labels!r}; it must be 'sampled', 'expected' or 'given'")
         if (y is not None) != (labels == "given"):
@@ -325,7 +331,15 @@ class TorchModel:
         if y is None:
             plan = self._plan(records, np.zeros(records.n_records, np.int64))
             classes = self._n_classes(records) if labels == "expected" else None
-            return TorchCurvatureSource(self, records, None, plan, seed=seed, classes=classes)
+            return TorchCurvatureSource(
+                self,
+                records,
+                None,
+                plan,
+                seed=seed,
+                first_record=first_record,
+                classes=classes,
+            )
         targets = self._targets(y, records)
         if self._loss == "cross_entropy":
             require_classes(targets, self._n_classes(records))
@@ -377,7 +391,7 @@ class TorchModel:
     def _targets(self, y: Any, records: _Records) -> NDArray[Any]:
         if self._loss == "cross_entropy":
             return as_labels(_as_array(y, "y"), records.n_records, self._n_classes(records))
-        targets = _as_array(y, "y")
+        targets: NDArray[Any] = _as_array(y, "y")
         if targets.ndim == 0 or len(targets) != records.n_records:
             raise ValueError(
                 f"y has the shape {targets.shape}; it must be ({records.n_records}, ...), as X has "
@@ -754,10 +768,12 @@ class TorchCurvatureSource(_TorchSource):
         plan: _Plan,
         *,
         seed: int,
+        first_record: int = 0,
         classes: int | None = None,
     ) -> None:
         super().__init__(model, records, targets, plan)
         self._seed = np.random.SeedSequence(seed)
+        self._first_record = first_record
         self._classes = classes
         self.rows_per_record = 1 if classes is None else classes
         self.n_rows = self.n_records * self.rows_per_record
@@ -796,7 +812,7 @@ class TorchCurvatureSource(_TorchSource):
 
     def _computed(self) -> Iterator[tuple[_Block, list[list[Any]]]]:
         """Compute the layers' factors block by block, once for every row that a record has."""
-        generator = np.random.Generator(np.random.Philox(self._seed))
+        generator = public_uniforms(self._seed, self._first_record)
         for block in self._records.blocks():
             if not block.valid.all():
                 record = block.start + int(np.argmin(block.valid))
@@ -938,8 +954,11 @@ class _Records:
             yield _Block(start, m, inputs, valid)
 
 
-def _as_array(value: Any, name: str) -> NDArray[Any]:
-    array = np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
+def _as_array(value: Any, name: str) -> Any:
+    """Give an array, or lazy rows as they are."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+    array = value if isinstance(value, LazyRows) else np.asarray(value)
     if array.dtype.kind not in "buif":
         raise TypeError(f"{name} is {array.dtype}; it must hold real numbers")
     return array

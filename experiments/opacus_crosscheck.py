@@ -1,0 +1,177 @@
+"""DP-SGD against Opacus, an independent implementation, at equal noise.
+
+    python -m experiments.opacus_crosscheck qexp  --output qexp.json     (in qexp's environment)
+    python experiments/opacus_crosscheck.py opacus --task qexp.npz --output opacus.json
+                                           (in one with torch, opacus and numpy)
+    python -m experiments.opacus_crosscheck compare qexp.json opacus.json
+
+The first makes the task, too, and saves it beside its output: a perceptron pretrained on upright
+digits of scikit-learn, private digits mirrored. Both run the same q, T, σ, C and learning rate over
+several seeds. Then ε of Opacus' PRV accountant and qexp's figure have to agree to 1e-3, and the
+mean accuracies to within twice their standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RATE, STEPS, SIGMA, NORM, LEARNING_RATE, DELTA = 0.2, 150, 4.0, 1.0, 0.5, 1e-5
+SIZES = (64, 32, 10)
+
+
+def run_qexp(path: Path, seeds: int) -> dict[str, Any]:
+    from qexp.bits import insecure_test_generator
+    from qexp.datasets import load_digits
+    from qexp.models import mlp
+    from qexp.rivals import SGDSettings, dp_sgd
+    from qexp.rivals._accounting import Target, poisson_epsilon
+
+    digits = load_digits()
+    X = (digits.images.reshape(len(digits.images), -1) / 4).astype(np.float32)
+    y = np.asarray(digits.labels).astype(np.int64)
+    mirrored = np.ascontiguousarray(X.reshape(-1, 8, 8)[:, :, ::-1].reshape(-1, 64))
+    model = mlp(SIZES).fit(X[:500], y[:500], epochs=15)
+    np.savez(
+        path.with_suffix(".npz"),
+        weights=model.weights,
+        X=mirrored[500:1400],
+        y=y[500:1400],
+        X_test=mirrored[1400:],
+        y_test=y[1400:],
+    )
+    settings = SGDSettings(
+        steps=STEPS, sampling_rate=RATE, learning_rate=LEARNING_RATE, clipping_norm=NORM
+    )
+    epsilon = poisson_epsilon(RATE, STEPS, SIGMA, DELTA, "replace_special")
+    # The study sets the noise; a job sets the privacy.
+    Target.sampled_noise = lambda *_: SIGMA  # type: ignore[method-assign]
+    started = time.perf_counter()
+    accuracies = [
+        dp_sgd(
+            model,
+            mirrored[500:1400],
+            y[500:1400],
+            target_epsilon=epsilon,
+            target_delta=DELTA,
+            settings=settings,
+            rng=insecure_test_generator(seed),
+        ).model.score(mirrored[1400:], y[1400:])
+        for seed in range(seeds)
+    ]
+    seconds = (time.perf_counter() - started) / seeds
+    return {"epsilon": epsilon, "accuracies": accuracies, "seconds": seconds}
+
+
+def run_opacus(task: Path, seeds: int) -> dict[str, Any]:
+    import torch
+    from opacus import PrivacyEngine
+    from opacus.accountants import PRVAccountant
+
+    torch.set_num_threads(1)
+    arrays = np.load(task)
+    X, y = torch.from_numpy(arrays["X"]), torch.from_numpy(arrays["y"])
+    X_test, y_test = torch.from_numpy(arrays["X_test"]), torch.from_numpy(arrays["y_test"])
+
+    def network() -> torch.nn.Module:
+        first, second = torch.nn.Linear(64, 32), torch.nn.Linear(32, 10)
+        start = 0
+        for layer in (first, second):
+            out, inp = layer.weight.shape
+            matrix = arrays["weights"][start : start + out * (inp + 1)].reshape(out, inp + 1)
+            start += out * (inp + 1)
+            with torch.no_grad():
+                layer.weight.copy_(torch.from_numpy(matrix[:, :-1].copy()))
+                layer.bias.copy_(torch.from_numpy(matrix[:, -1].copy()))
+        return torch.nn.Sequential(first, torch.nn.Tanh(), second)
+
+    accuracies = []
+    started = time.perf_counter()
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        model = network()
+        loader = torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(X, y), batch_size=round(RATE * len(y))
+        )
+        # Opacus divides by the expected batch size too; its clipping norm is not divided out.
+        optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE / NORM)
+        engine = PrivacyEngine()
+        model, optimizer, loader = engine.make_private(
+            module=model,
+            optimizer=optimizer,
+            data_loader=loader,
+            noise_multiplier=SIGMA,
+            max_grad_norm=NORM,
+        )
+        done = 0
+        while done < STEPS:
+            for features, labels in loader:
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model(features), labels).backward()
+                optimizer.step()
+                done += 1
+                if done == STEPS:
+                    break
+        with torch.no_grad():
+            hits = model(X_test).argmax(dim=1) == y_test
+        accuracies.append(float(hits.double().mean()))
+    seconds = (time.perf_counter() - started) / seeds
+    accountant = PRVAccountant()
+    accountant.history = [(SIGMA, RATE, STEPS)]
+    epsilon = accountant.get_epsilon(DELTA, eps_error=1e-4, delta_error=1e-10)
+    return {"epsilon": float(epsilon), "accuracies": accuracies, "seconds": seconds}
+
+
+def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    means = [float(np.mean(side["accuracies"])) for side in (ours, theirs)]
+    error = math.sqrt(
+        sum(np.var(side["accuracies"], ddof=1) / len(side["accuracies"]) for side in (ours, theirs))
+    )
+    return {
+        "rate": RATE,
+        "steps": STEPS,
+        "sigma": SIGMA,
+        "epsilon_qexp": round(ours["epsilon"], 5),
+        "epsilon_opacus": round(theirs["epsilon"], 5),
+        "epsilons_agree": abs(ours["epsilon"] - theirs["epsilon"]) <= 1e-3,
+        "accuracy_qexp": round(means[0], 4),
+        "accuracy_opacus": round(means[1], 4),
+        "standard_error_of_difference": round(error, 4),
+        "accuracies_agree": abs(means[0] - means[1]) <= 2 * error,
+        "seconds_qexp": round(ours["seconds"], 2),
+        "seconds_opacus": round(theirs["seconds"], 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("qexp", "opacus"):
+        command = commands.add_parser(name)
+        command.add_argument("--output", type=Path, required=True)
+        command.add_argument("--seeds", type=int, default=20)
+        if name == "opacus":
+            command.add_argument("--task", type=Path, required=True, help="the .npz that qexp left")
+    command = commands.add_parser("compare")
+    command.add_argument("files", type=Path, nargs=2)
+    arguments = parser.parse_args()
+    if arguments.command == "compare":
+        ours, theirs = (json.loads(path.read_text()) for path in arguments.files)
+        print(json.dumps(compare(ours, theirs), indent=1))
+        return
+    result = (
+        run_qexp(arguments.output, arguments.seeds)
+        if arguments.command == "qexp"
+        else run_opacus(arguments.task, arguments.seeds)
+    )
+    arguments.output.write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""AdaMix: gradient descent that learns its clipping norm and its subspace from public records.
+
+Golatkar, Achille, Wang, Roth, Kearns and Soatto, "Mixed differential privacy in computer vision"
+(CVPR 2022). Every step takes the clipping norm from public gradients' norms, projects private
+gradients to where public ones lie, and adds the public gradient to the noisy private one. All
+three are functions of public records and of weights already released, so that a step is a Gaussian
+mechanism whatever they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qexp.rivals._boundary import Boundary, Pairs, PairsOf, row_norms
+from qexp.rivals._descent import Descent, descend, model_at
+from qexp.rivals._method import Method, PublicData, Tuned
+from qexp.rivals._parts import (
+    InputSubspace,
+    Part,
+    WholeSpace,
+    layer_factors,
+    layer_shapes,
+    scaled,
+)
+from qexp.rivals._settings import (
+    check_choice,
+    check_count,
+    check_not_negative,
+    check_positive,
+    check_share,
+)
+
+__all__ = ["AdaMixSettings", "adamix"]
+
+Subspace = Literal["total", "per_example", "none"]
+_SUBSPACES: Final = ("total", "per_example", "none")
+_LEAST_NORM: Final = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaMixSettings:
+    """Settings of `adamix`.
+
+    Attributes
+    ----------
+    steps : int
+        T; the noise multiplier is √T/μ.
+    learning_rate : float
+        Of mean gradients in their own units.
+    weight_decay : float
+        λ of the regulariser λ‖W - W₀‖²/2 about the weights that the private stage starts at. The
+        paper starts at a public model of its own with a regulariser about 0; about a pretrained
+        network's weights it does what it is for.
+    clipping_quantile : float
+        Which quantile of the public gradients' norms is the clipping norm.
+    clipping_norm : float, optional
+        A fixed clipping norm in place of the adaptive one.
+    subspace : {"total", "per_example", "none"}
+        Where a layer's inputs are projected to, a matrix gradient's right-hand side: the leading
+        singular vectors of the total public gradient, or of all public gradients side by side.
+        The first loses its meaning once public training has converged.
+    rank : int
+        Most dimensions of a layer's subspace. "total" has at most as many as the layer has
+        outputs.
+    public_weight : float
+        What a public record counts for beside a private one in the mixed gradient; 0 leaves the
+        public gradient out.
+    public_records : int
+        At most so many public records are used, the first ones.
+    public_steps : int
+        Steps of gradient descent on the public records beforehand, for models not pretrained.
+    public_learning_rate : float
+    """
+
+    steps: int = 28
+    learning_rate: float = 1.0
+    weight_decay: float = 0.0
+    clipping_quantile: float = 0.9
+    clipping_norm: float | None = None
+    subspace: Subspace = "total"
+    rank: int = 10
+    public_weight: float = 1.0
+    public_records: int = 1000
+    public_steps: int = 0
+    public_learning_rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_count(self, "steps", "rank", "public_records")
+        check_count(self, "public_steps", least=0)
+        check_positive(self, "learning_rate", "public_learning_rate")
+        check_not_negative(self, "weight_decay", "public_weight")
+        check_share(self, "clipping_quantile")
+        check_choice(self, "subspace", _SUBSPACES)
+        if self.clipping_norm is not None:
+            check_positive(self, "clipping_norm")
+
+
+class _Public:
+    """What public records say at given weights."""
+
+    def __init__(self, model: Any, X: NDArray[Any], y: NDArray[Any], settings: AdaMixSettings):
+        shapes = layer_shapes(model)
+        self.sums = [np.zeros(shape) for shape in shapes]
+        wants_grams = settings.subspace == "per_example"
+        grams = [np.zeros((inp, inp)) for _, inp in shapes] if wants_grams else []
+        norms = []
+        for factors in layer_factors(model, X, y):
+            norms.append(row_norms([(deltas, inputs) for inputs, deltas in factors]))
+            for layer, (inputs, deltas) in enumerate(factors):
+                self.sums[layer] += (deltas.T @ inputs).reshape(shapes[layer])
+                if grams:
+                    weighted = inputs * np.square(deltas).sum(axis=1, keepdims=True)
+                    grams[layer] += weighted.T @ inputs
+        self.norm = max(
+            float(np.quantile(np.concatenate(norms), settings.clipping_quantile)), _LEAST_NORM
+        )
+        self.gradient: NDArray[np.float64] = np.concatenate([total.ravel() for total in self.sums])
+        self.part: Part = WholeSpace(model)
+        if settings.subspace != "none":
+            self.part = InputSubspace(shapes, self._bases(grams, settings.rank))
+
+    def _bases(self, grams: Sequence[NDArray[np.float64]], rank: int) -> list[NDArray[np.float64]]:
+        if grams:
+            return [np.linalg.eigh(gram)[1][:, ::-1][:, :rank] for gram in grams]
+        return [np.linalg.svd(total, full_matrices=False)[2][:rank].T for total in self.sums]
+
+
+def _clipped_then_projected(model: Any, part: Part, clipping_norm: float) -> PairsOf:
+    def pairs_of(X: NDArray[Any], y: NDArray[Any]) -> Iterator[Pairs]:
+        for factors in layer_factors(model, X, y):
+            norms = row_norms([(deltas, inputs) for inputs, deltas in factors])
+            with np.errstate(all="ignore"):
+                kept = np.minimum(1, norms.dtype.type(clipping_norm) / norms)
+                # A gradient of zero stays one; a NaN stays one, and is nulled by the sum.
+                kept = np.where(norms == 0, norms, kept)
+            yield scaled(part.pairs(factors), kept)
+
+    return pairs_of
+
+
+def _tune(
+    model: Any, boundary: Boundary, settings: AdaMixSettings, public: PublicData | None
+) -> Tuned:
+    assert public is not None
+    X, y = public.X[: settings.public_records], public.y[: settings.public_records]
+    boundary.plan_full_batch([1.0] * settings.steps)
+    descent = Descent(model.weights)
+
+    def public_gradient(model: Any, t: int) -> NDArray[np.float64]:
+        seen = _Public(model, X, y, replace(settings, subspace="none"))
+        mean: NDArray[np.float64] = seen.gradient / len(y)
+        return mean
+
+    if not descend(
+        descent,
+        model,
+        settings.public_steps,
+        public_gradient,
+        lambda t: settings.public_learning_rate,
+    ):
+        return Tuned(descent.theta, diverged=True)
+    start: NDArray[np.float64] = model_at(model, descent.theta).weights.astype(np.float64)
+    total_weight = boundary.n_records + settings.public_weight * len(y)
+
+    def mixed(model: Any, t: int) -> NDArray[np.float64]:
+        seen = _Public(model, X, y, settings)
+        norm = settings.clipping_norm or seen.norm
+        values = boundary.noisy_sum(
+            _clipped_then_projected(model, seen.part, norm),
+            n_components=seen.part.n_components,
+            clipping_norm=norm,
+            label="step",
+        )
+        gradient: NDArray[np.float64] = (
+            seen.part.embed(values) + settings.public_weight * seen.gradient
+        )
+        gradient /= total_weight
+        return gradient + settings.weight_decay * (descent.theta - start)
+
+    within = descend(descent, model, settings.steps, mixed, lambda t: settings.learning_rate)
+    return Tuned(descent.released, diverged=not within)
+
+
+def _candidates() -> list[AdaMixSettings]:
+    subspaces: list[dict[str, Any]] = [
+        {"subspace": "total", "rank": 10},
+        {"subspace": "per_example", "rank": 40},
+        {"subspace": "none"},
+    ]
+    return [
+        AdaMixSettings(steps=steps, learning_rate=eta, public_weight=weight, **clipping, **subspace)
+        # 28 steps at noise multiplier 20 are μ = 0.264, about ε = 1 at δ = 1e-5.
+        for steps, eta, weight, clipping, subspace in itertools.product(
+            (10, 28, 80),
+            (1.0, 4.0, 12.0),
+            (0.1, 1.0),
+            ({"clipping_quantile": 0.9}, {"clipping_quantile": 0.99}, {"clipping_norm": 1.0}),
+            subspaces,
+        )
+    ]
+
+
+def _neighbours(settings: AdaMixSettings) -> list[AdaMixSettings]:
+    changes: list[dict[str, Any]] = [
+        {"learning_rate": settings.learning_rate * f} for f in (0.55, 1.8)
+    ]
+    changes += [{"steps": max(1, round(settings.steps * f))} for f in (0.6, 1.6)]
+    changes += [{"public_weight": settings.public_weight * f} for f in (0.3, 3.0)]
+    changes += [{"rank": max(1, round(settings.rank * f))} for f in (0.5, 2.0)]
+    changes += [{"weight_decay": value} for value in (1e-3, 1e-2)]
+    return [replace(settings, **change) for change in changes]
+
+
+adamix: Final = Method(
+    name="adamix",
+    summary="Full-batch gradient descent whose clipping norm, subspace and a part of whose "
+    "gradient come from public records (Golatkar et al. 2022).",
+    settings_type=AdaMixSettings,
+    algorithm=_tune,
+    candidates=_candidates,
+    neighbours=_neighbours,
+    needs_public_data=True,
+)

@@ -1,0 +1,257 @@
+"""Choosing a rival's settings as qexp chooses its own: on shifted public records, by halving.
+
+The surrogates, the simulated number of records, the stages and the number of trials in each are
+those of :func:`qexp.planning.plan`, so that no system has better settings because it was tuned
+longer. What a rival is tried with is its own algorithm, on a boundary that simulates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qexp import _checks
+from qexp._progress import progress_bar
+from qexp.planning import EFFORTS, Effort, make_shifts, public_records, split_shifted
+from qexp.rivals._accounting import Target
+from qexp.rivals._boundary import SimulatedBoundary
+from qexp.rivals._descent import model_at
+from qexp.rivals._method import Method, PublicData
+from qexp.surrogates import Surrogate
+
+__all__ = ["RivalPlan", "plan_rival"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RivalPlan:
+    """Settings of a rival, chosen on public records.
+
+    Attributes
+    ----------
+    method : str
+    settings
+        Of the method's `settings_type`.
+    predicted_accuracy, predicted_deviation : float
+        Mean and standard deviation over the surrogates.
+    accuracy_before : float
+        Mean accuracy of the pretrained model on the surrogates.
+    target_epsilon, target_delta : float
+    n_records : int
+    surrogates : tuple of str
+    table : tuple of dict
+        One row a candidate, best first: ``settings``, ``accuracy_mean``, ``accuracy_std``,
+        ``surrogates`` and ``records`` of the last stage that it reached.
+    """
+
+    method: str
+    settings: Any
+    predicted_accuracy: float
+    predicted_deviation: float
+    accuracy_before: float
+    target_epsilon: float
+    target_delta: float
+    n_records: int
+    surrogates: tuple[str, ...]
+    table: tuple[Mapping[str, Any], ...]
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the plan and its table as a dictionary that JSON can hold."""
+        return {
+            "method": self.method,
+            "settings": asdict(self.settings),
+            "predicted_accuracy": self.predicted_accuracy,
+            "predicted_deviation": self.predicted_deviation,
+            "accuracy_before": self.accuracy_before,
+            "target_epsilon": self.target_epsilon,
+            "target_delta": self.target_delta,
+            "n_records": self.n_records,
+            "surrogates": list(self.surrogates),
+            "table": [{**row, "settings": asdict(row["settings"])} for row in self.table],
+        }
+
+
+def plan_rival(
+    method: Method[Any],
+    model: Any,
+    X_public: ArrayLike,
+    y_public: ArrayLike,
+    *,
+    n_records: int,
+    target_epsilon: float,
+    target_delta: float,
+    neighboring_relation: str = "replace_special",
+    surrogate: Literal["images", "tabular"] | Surrogate | Sequence[Surrogate] = "images",
+    image_shape: tuple[int, int] | None = None,
+    public_group: ArrayLike | None = None,
+    candidates: Iterable[Any] | None = None,
+    trials: int | None = None,
+    effort: Literal["quick", "full"] = "quick",
+    seed: int = 0,
+    progress: bool = False,
+) -> RivalPlan:
+    """Choose a rival's settings on public records alone.
+
+    Parameters
+    ----------
+    method : Method
+        From ``qexp.rivals.METHODS``.
+    model
+        Pretrained.
+    X_public, y_public : array, shape (m, d) and (m,)
+        Public records that pretraining has not seen. The surrogates shift them; the method gets
+        them unshifted as its public data, as :func:`qexp.planning.plan` makes curvature of them.
+    n_records : int
+        n of the private data; public.
+    target_epsilon, target_delta, neighboring_relation
+        The privacy of the job to come.
+    surrogate, image_shape, public_group, effort, seed
+        As in :func:`qexp.planning.plan`.
+    candidates : iterable of settings, optional
+        Default: the method's grid, whose best are refined at the end; candidates of your own are
+        not.
+    trials : int, optional
+        Try at most so many candidates, drawn at random from the others. Default: all.
+    progress : bool
+        Show a progress bar on a terminal.
+
+    Returns
+    -------
+    RivalPlan
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is out of its range, or there are too few public records.
+    ImportError
+        If Poisson samples are to be accounted for and dp-accounting is not installed.
+    """
+    if not isinstance(method, Method):
+        raise TypeError(f"method is a {type(method).__name__}; it needs one of qexp.rivals.METHODS")
+    X, y = public_records(model, X_public, y_public)
+    n = _checks.count(n_records, "n_records")
+    target = Target(float(target_epsilon), float(target_delta), neighboring_relation)
+    if effort not in EFFORTS:
+        raise ValueError(f"effort is {effort!r}; it needs 'quick' or 'full'")
+    budget = EFFORTS[effort]
+    pool = list(dict.fromkeys(method.candidates() if candidates is None else candidates))
+    if not pool or not all(isinstance(s, method.settings_type) for s in pool):
+        raise TypeError(
+            f"candidates need to be {method.settings_type.__name__}, and at least one of them"
+        )
+    if trials is not None and _checks.count(trials, "trials") < len(pool):
+        kept = np.random.default_rng(seed).permutation(len(pool))[:trials]
+        pool = [pool[i] for i in sorted(kept)]
+    shifts = make_shifts(surrogate, model, X, y, image_shape, public_group, budget.surrogates, seed)
+    search = _Search(method, model, PublicData(X, y), shifts, n, target, seed)
+    search.run(pool, budget, refine=candidates is None, progress=progress)
+    best = search.ranked()[0]
+    row = search.row(best)
+    return RivalPlan(
+        method=method.name,
+        settings=best,
+        predicted_accuracy=row["accuracy_mean"],
+        predicted_deviation=row["accuracy_std"],
+        accuracy_before=search.before,
+        target_epsilon=target.epsilon,
+        target_delta=target.delta,
+        n_records=n,
+        surrogates=tuple(str(shift) for shift in shifts),
+        table=tuple(search.row(settings) for settings in search.ranked()),
+    )
+
+
+class _Search:
+    """Settings, the surrogates they are tried on, and what came out."""
+
+    def __init__(
+        self,
+        method: Method[Any],
+        model: Any,
+        public: PublicData,
+        shifts: Sequence[Surrogate],
+        n_records: int,
+        target: Target,
+        seed: int,
+    ) -> None:
+        self.method, self.model, self.public = method, model, public
+        self.n_records, self.target, self.seed = n_records, target, seed
+        self.domains = [
+            split_shifted(shift, public.X, public.y, n_records, seed + i)
+            for i, shift in enumerate(shifts)
+        ]
+        self.before = float(
+            np.mean([model.score(X_test, y_test) for _, _, X_test, y_test in self.domains])
+        )
+        self.stage: dict[Any, int] = {}
+        self.scores: dict[Any, tuple[list[float], int]] = {}
+
+    def run(self, pool: list[Any], effort: Effort, *, refine: bool, progress: bool) -> None:
+        """Try the settings in stages."""
+        alive = pool
+        for number, (most, surrogates, records) in enumerate(effort.stages):
+            if number:
+                alive = sorted(alive, key=self._mean, reverse=True)[:most]
+            self._try(alive, number, surrogates, records, progress)
+        last = len(effort.stages) - 1
+        for _ in range(effort.refinements if refine else 0):
+            near = dict.fromkeys(self.method.neighbours(self.ranked()[0]))
+            fresh = [settings for settings in near if self.stage.get(settings) != last]
+            _, surrogates, records = effort.stages[-1]
+            self._try(fresh, last, surrogates, records, progress)
+
+    def ranked(self) -> list[Any]:
+        """Sort the settings: those that got furthest first, the best of each stage first."""
+        return sorted(self.stage, key=lambda s: (self.stage[s], self._mean(s)), reverse=True)
+
+    def row(self, settings: Any) -> dict[str, Any]:
+        """Tell what is known of settings."""
+        accuracies, records = self.scores[settings]
+        return {
+            "settings": settings,
+            "accuracy_mean": float(np.mean(accuracies)),
+            "accuracy_std": float(np.std(accuracies)),
+            "surrogates": len(accuracies),
+            "records": records,
+        }
+
+    def _mean(self, settings: Any) -> float:
+        return float(np.mean(self.scores[settings][0]))
+
+    def _try(
+        self,
+        pool: Sequence[Any],
+        stage: int,
+        surrogates: int,
+        records: int | None,
+        progress: bool,
+    ) -> None:
+        records = self.n_records if records is None else min(records, self.n_records)
+        with progress_bar(len(pool), f"trials of stage {stage + 1}", show=progress) as advance:
+            for settings in pool:
+                accuracies = [
+                    self._accuracy(settings, domain, records, self.seed + 1000 * stage + i)
+                    for i, domain in enumerate(self.domains[:surrogates])
+                ]
+                self.scores[settings] = accuracies, records
+                self.stage[settings] = stage
+                advance(1)
+
+    def _accuracy(
+        self,
+        settings: Any,
+        domain: tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]],
+        records: int,
+        seed: int,
+    ) -> float:
+        X, y, X_test, y_test = domain
+        boundary = SimulatedBoundary(
+            X[:records], y[:records], self.target, self.n_records, np.random.default_rng(seed)
+        )
+        tuned = self.method.algorithm(self.model, boundary, settings, self.public)
+        if tuned.diverged:
+            return 0.0
+        return float(model_at(self.model, tuned.theta).score(X_test, y_test))

@@ -82,7 +82,8 @@ def mimic_mortality(seed: int = 0, *, folder: str = "mimic3_demo") -> Task:
     """MIMIC-III: medical and coronary units; private: surgical units, half of them for the test.
 
     On the open sample of 100 patients this shows that the path from tables to a release holds, and
-    nothing else. ``folder="mimic3"`` takes the whole of MIMIC-III instead.
+    nothing else: there are too few public stays to plan with. ``folder="mimic3"`` takes the whole
+    of MIMIC-III instead.
     """
     stays = load_mimic3(folder=folder)
     public = np.flatnonzero(np.isin(stays.care_unit, ("MICU", "CCU")))

@@ -19,6 +19,7 @@ from qexp.curvature import (
 from qexp.finetune import FineTuneInterrupted, FineTuneResult, RoundReport, Schedule, fine_tune
 from qexp.kronecker_srht import KroneckerSRHT
 from qexp.layered import DiagonalCurvature, KroneckerCurvature, LayeredCurvature
+from qexp.ledger_file import SharedLedger
 from qexp.mechanism import sample_private_weights
 from qexp.privacy import (
     BudgetExceededError,
@@ -56,6 +57,7 @@ __all__ = [
     "RecordSource",
     "RoundReport",
     "Schedule",
+    "SharedLedger",
     "__version__",
     "bits",
     "calibrate_mu",

@@ -25,7 +25,9 @@ before the owner of     t           older       charges every round that is in t
 the ledger saved it                             and not in the ledger
 ======================  ==========  ==========  ================================================
 
-The owner of a ledger on disk saves it in ``on_round``, before showing the round to anybody.
+The owner of a ledger on disk saves it in ``on_round``, before showing the round to anybody. A
+:class:`qexp.SharedLedger` is on disk at every step: a process that is lost between reservation and
+charge leaves the reservation open, and the restart takes it up under the same label.
 
 Private curvature is a draw of its own before the first round, and goes the same way as round 0.
 
@@ -53,7 +55,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp._files import atomic_write
+from qexp._files import DamagedFileError, atomic_write
 
 __all__ = ["FineTuneState", "load_state", "locked", "save_state"]
 
@@ -196,12 +198,12 @@ def load_state(
     except FileNotFoundError:
         return None
     except (OSError, EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(
+        raise DamagedFileError(
             f"{name!r} is not a readable checkpoint ({error}): restore it, or give another path "
             "to start anew, which costs anew"
         ) from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        raise ValueError(f"{name!r} is not a checkpoint of a fine-tuning; give another path")
+        raise DamagedFileError(f"{name!r} is not a checkpoint of a fine-tuning; give another path")
     if document.get("version") != _VERSION:
         raise ValueError(
             f"{name!r} is a checkpoint of format {document.get('version')!r}; this version of "

@@ -10,13 +10,17 @@ import stat
 from collections.abc import Callable
 from typing import BinaryIO
 
-__all__ = ["atomic_write"]
+__all__ = ["DamagedFileError", "advice", "atomic_write"]
 
 # File systems that cannot sync a folder say so with one of these; the rename is still atomic there.
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}
 
 
-def _advice(number: int | None) -> str:
+class DamagedFileError(ValueError):
+    """A file that qexp wrote is not as it was written."""
+
+
+def advice(number: int | None) -> str:
     """Say what to do about an operating-system error while writing."""
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "free some space, or choose a folder on another disk"
@@ -95,5 +99,5 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]
         raise OSError(
             error.errno or errno.EIO,
             f"could not write {target!r}: {reason}; the file there before, if any, is whole: "
-            f"{_advice(error.errno)}",
+            f"{advice(error.errno)}",
         ) from error

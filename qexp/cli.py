@@ -1,7 +1,8 @@
 """The command line ``qexp``.
 
 Exit codes: 0 done; 1 it failed, with one message on standard error; 2 the arguments are wrong;
-130 interrupted by Ctrl-C. Output files are whole or not there.
+130 interrupted by Ctrl-C. ``run`` and ``ledger``, which scripts call, tell failures apart: see
+:mod:`qexp.job.exit_codes`. Output files are whole or not there.
 """
 
 from __future__ import annotations
@@ -37,17 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 done, 1 failed, 130 interrupted. Wrong arguments raise SystemExit with code 2, and
+        0 done, 1 failed, 130 interrupted; of ``run`` and ``ledger``, an
+        :class:`qexp.job.exit_codes.ExitCode`. Wrong arguments raise SystemExit with code 2, and
         ``--help`` and ``--version`` with code 0, as argparse does.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
-    run: Callable[[argparse.Namespace], None] = options.run
+    run: Callable[[argparse.Namespace], int | None] = options.run
     try:
-        run(options)
+        code = run(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("\nqexp: interrupted; no file was left half-written", file=sys.stderr)
+        if options.scripted:
+            from qexp.job.exit_codes import ExitCode
+
+            return int(ExitCode.INTERRUPTED)
         return 130
     except BrokenPipeError:
         # The reader of a pipe has gone. Python would complain once more when it closes stdout.
@@ -56,9 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        print(f"qexp: {_message(error)}", file=sys.stderr)
+        if not getattr(options, "silent", False):
+            print(f"qexp: {_message(error)}", file=sys.stderr)
+        if options.scripted:
+            from qexp.job.exit_codes import exit_code
+
+            return int(exit_code(error))
         return 1
-    return 0
+    return int(code or 0)
 
 
 def _message(error: Exception) -> str:
@@ -82,12 +93,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qexp {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], **texts: Any) -> Any:
-        sub = _new_parser(commands.add_parser, name, **texts)
+    def command(
+        name: str,
+        run: Callable[[argparse.Namespace], int | None],
+        *,
+        among: Any = commands,
+        scripted: bool = False,
+        **texts: Any,
+    ) -> Any:
+        sub = _new_parser(among.add_parser, name, scripted=scripted, **texts)
         sub.add_argument(
             "--debug", action="store_true", help="show the traceback when something fails"
         )
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, scripted=scripted)
         return sub
 
     demo = command(
@@ -168,11 +186,128 @@ def _parser() -> argparse.ArgumentParser:
         examples=["qexp certificate qexp-demo/release.npz"],
     )
     certificate.add_argument("file", metavar="FILE", help="a release.npz")
+
+    job = command(
+        "run",
+        _run,
+        scripted=True,
+        help="run a batch job from a file, also under mpiexec",
+        description="Fine-tune privately as a TOML file says, in rounds that are saved and paid "
+        "for, and write weights.npz, certificate.json and report.html. On SIGTERM, SIGINT or "
+        "SIGUSR1 it stops after the round under way. See docs/batch-jobs.md.",
+        examples=[
+            "qexp run --explain",
+            "qexp run job.toml --dry-run",
+            "qexp run job.toml",
+            "mpiexec -n 4 qexp run job.toml --resume",
+        ],
+    )
+    job.add_argument("file", metavar="FILE", nargs="?", help="the job file")
+    what = job.add_mutually_exclusive_group()
+    what.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, plan, and say what the job would take; reads no private value",
+    )
+    what.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the job in the output folder; begin, if there is none",
+    )
+    what.add_argument("--explain", action="store_true", help="describe every key of a job file")
+    job.add_argument("--output", metavar="FOLDER", help="instead of the one in the job file")
+
+    ledger = _new_parser(
+        commands.add_parser,
+        "ledger",
+        scripted=True,
+        help="make and look after a privacy ledger that jobs share",
+        description="A shared ledger is a file of chained lines that says what may be spent on "
+        "some private records, and what was. See docs/batch-jobs.md.",
+        examples=[
+            "qexp ledger create ledger.jsonl --epsilon 1 --delta 1e-5",
+            "qexp ledger show ledger.jsonl",
+        ],
+    )
+    ledgers = ledger.add_subparsers(metavar="action", required=True)
+
+    create = command(
+        "create",
+        _ledger_create,
+        among=ledgers,
+        scripted=True,
+        help="start a ledger in a new file",
+        description="Start a ledger with a budget for all jobs on the same private records.",
+        examples=[
+            "qexp ledger create ledger.jsonl --epsilon 1 --delta 1e-5",
+            "qexp ledger create ledger.jsonl --mu 0.5 --relation replace_one",
+        ],
+    )
+    create.add_argument("path", metavar="PATH", help="a file that does not exist yet")
+    budget = create.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--epsilon", type=_epsilon, help="the budget, with --delta")
+    budget.add_argument("--mu", type=_mu, help="the budget, as Gaussian differential privacy")
+    create.add_argument("--delta", type=_delta, help="goes with --epsilon")
+    create.add_argument(
+        "--relation",
+        choices=("replace_special", "replace_one"),
+        default="replace_special",
+        help="neighbouring data sets: one record is replaced by a null record (default), or by "
+        "any other",
+    )
+
+    show = command(
+        "show",
+        _ledger_show,
+        among=ledgers,
+        scripted=True,
+        help="print what was spent, what is left, and open reservations",
+        description="Check a ledger and print it. Needs no right but to read it.",
+        examples=["qexp ledger show ledger.jsonl", "qexp ledger show ledger.jsonl --json"],
+    )
+    show.add_argument("path", metavar="PATH")
+    show.add_argument("--json", action="store_true", help="print JSON")
+
+    verify = command(
+        "verify",
+        _ledger_verify,
+        among=ledgers,
+        scripted=True,
+        help="check every line and its checksum",
+        description="Check that a ledger is as it was written: exit code 0 if it is, 6 if not.",
+        examples=["qexp ledger verify ledger.jsonl"],
+    )
+    verify.add_argument("path", metavar="PATH")
+
+    release = command(
+        "release",
+        _ledger_release,
+        among=ledgers,
+        scripted=True,
+        help="give back what a dead job had reserved",
+        description="Give back an open reservation of a process that is gone for good. Allowed "
+        "only if nothing of that draw was published and nothing will be: nobody saw the job's "
+        "outputs or its checkpoint. If its output folder is still there, rather resume the job: "
+        "it takes its reservation up again.",
+        examples=['qexp ledger release ledger.jsonl 12 --note "node lost, folder removed"'],
+    )
+    release.add_argument("path", metavar="PATH")
+    release.add_argument("id", metavar="ID", type=_seed, help="its number in `qexp ledger show`")
+    release.add_argument("--note", default="", help="why; kept in the ledger")
     return parser
 
 
-def _new_parser(make: Callable[..., Any], *names: str, examples: list[str], **texts: Any) -> Any:
-    epilog = "examples:\n" + "".join(f"  {line}\n" for line in examples) + "\n" + _EXIT_CODES
+def _new_parser(
+    make: Callable[..., Any],
+    *names: str,
+    examples: list[str],
+    scripted: bool = False,
+    **texts: Any,
+) -> Any:
+    codes = _EXIT_CODES
+    if scripted:
+        from qexp.job.exit_codes import EXIT_CODES as codes
+    epilog = "examples:\n" + "".join(f"  {line}\n" for line in examples) + "\n" + codes
     return make(
         *names,
         epilog=epilog,
@@ -322,6 +457,96 @@ def _certificate(options: argparse.Namespace) -> None:
         ) from None
     document = {"statement": release.statement, "certificate": release.certificate()}
     print(json.dumps(document, indent=2))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from qexp.job.run import communicator, dry_run, run_job
+    from qexp.job.settings import explain, load_settings
+
+    if options.explain:
+        print(explain(), end="")
+        return 0
+    if options.file is None:
+        raise ValueError("give a job file, or --explain; see `qexp run --help`")
+    ranks = communicator()
+    options.silent = ranks.rank != 0
+    settings = load_settings(options.file, output=options.output)
+    if options.dry_run:
+        if ranks.rank == 0:
+            print(dry_run(settings), end="")
+        return 0
+    return int(run_job(settings, resume=options.resume, ranks=ranks))
+
+
+def _ledger_create(options: argparse.Namespace) -> None:
+    from qexp.ledger_file import SharedLedger
+
+    if (options.epsilon is None) != (options.delta is None):
+        raise ValueError("--epsilon and --delta go together; --mu needs neither")
+    ledger = SharedLedger.create(
+        options.path,
+        mu_budget=options.mu,
+        target_epsilon=options.epsilon,
+        target_delta=options.delta,
+        neighboring_relation=options.relation,
+    )
+    print(f"{ledger.path}: mu_budget = {ledger.mu_budget!r}, {ledger.neighboring_relation}")
+
+
+def _ledger_show(options: argparse.Namespace) -> None:
+    import dataclasses
+    import json
+
+    from qexp.ledger_file import read_ledger
+    from qexp.privacy import epsilon
+
+    found = read_ledger(options.path)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(found), indent=2))
+        return
+    target = found.target
+    delta = target[1] if target else 1e-6
+    budget = f"mu = {found.mu_budget:.8g}"
+    if target:
+        budget += f", that is epsilon = {target[0]:g} at delta = {target[1]:g}"
+    rows = [
+        ("budget", f"{budget} ({found.neighboring_relation})"),
+        (
+            "spent",
+            f"mu = {found.mu_spent:.8g} in {len(found.entries)} charge(s), epsilon = "
+            f"{epsilon(delta, found.mu_spent):.6g} at delta = {delta:g}",
+        ),
+        ("reserved", f"mu = {found.mu_reserved:.8g} in {len(found.open_reservations)} draw(s)"),
+        ("file", f"{found.lines} lines, head {found.head}"),
+    ]
+    for name, text in rows:
+        print(f"{name:<9} {text}")
+    for entry in found.entries:
+        print(f"  {entry.time}  mu = {entry.mu:.8g}  {entry.label}")
+    if found.open_reservations:
+        print("open reservations (resume their jobs, or see `qexp ledger release --help`):")
+    for held in found.open_reservations:
+        print(f"  ID {held.number}  {held.time}  mu = {held.mu:.8g}  {held.label}  [{held.holder}]")
+
+
+def _ledger_verify(options: argparse.Namespace) -> None:
+    from qexp.ledger_file import read_ledger
+
+    found = read_ledger(options.path)
+    torn = (
+        f"; {found.torn_bytes} bytes of a line that was never acknowledged follow, and will be "
+        "mended by the next job"
+        if found.torn_bytes
+        else ""
+    )
+    print(f"{found.path} is whole: {found.lines} lines, head {found.head}{torn}")
+
+
+def _ledger_release(options: argparse.Namespace) -> None:
+    from qexp.ledger_file import SharedLedger
+
+    held = SharedLedger(options.path).release(options.id, options.note)
+    print(f"gave back mu = {held.mu!r} of {held.label!r}, which {held.holder} had reserved")
 
 
 if __name__ == "__main__":

@@ -528,12 +528,14 @@ class _Job:
                     t = max(_last_draw(self.state) + 1, self._first_draw)
                     reservation = None
                     if self.ledger is not None:
-                        if t == 0:  # Curvature alone would be paid for in vain.
-                            self.ledger.check(compose_mu(x.mu for x in self._lattices_until(1)))
                         try:
                             reservation = stack.enter_context(
-                                self.ledger.reserve(self._lattice(t).mu, self._label(t))
+                                self.ledger.reserve(
+                                    self._lattice(t).mu, self._label(t), resume=True
+                                )
                             )
+                            if t == 0:  # Curvature alone would be paid for in vain.
+                                self.ledger.check(self._lattice(1).mu)
                         except BudgetExceededError:
                             if self.state.rounds_done == 0:
                                 raise
@@ -766,7 +768,7 @@ class _Job:
     def _charge_saved(self, t: int) -> None:
         assert self.ledger is not None
         try:
-            self.ledger.charge(self._lattice(t).mu, self._label(t))
+            self.ledger.charge(self._lattice(t).mu, self._label(t), resume=True)
         except BudgetExceededError as error:
             raise BudgetExceededError(
                 f"the checkpoint holds {_name(t)}, for which the ledger was not charged and has "

@@ -23,6 +23,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, getcontext, localcontext
@@ -581,10 +582,12 @@ class LedgerEntry:
 class Reservation:
     """A part of a budget that is held while a release is made; see `PrivacyLedger.reserve`."""
 
-    def __init__(self, ledger: PrivacyLedger, mu: float, label: str) -> None:
+    def __init__(self, ledger: PrivacyLedger, mu: float, label: str, *, resume: bool) -> None:
         self._ledger = ledger
         self._mu = mu
         self._label = label
+        self._resume = resume
+        self._number = 0
         self._state: Literal["new", "held", "committed", "returned"] = "new"
 
     @property
@@ -598,8 +601,7 @@ class Reservation:
                 raise RuntimeError(
                     "a reservation can be entered once only: call reserve() for each release"
                 )
-            self._ledger._require(self._mu)
-            self._ledger._reserved += _square(self._mu)
+            self._number = self._ledger._hold(self._mu, self._label, resume=self._resume)
             self._state = "held"
         return self
 
@@ -620,8 +622,7 @@ class Reservation:
             # In this order, an interrupt in between leaves too much counted as spent, never too
             # little.
             self._state = "committed"
-            self._ledger._record(self._mu, self._label)
-            self._ledger._reserved -= _square(self._mu)
+            self._ledger._pay(self._mu, self._label, self._number)
 
     def __exit__(
         self,
@@ -629,10 +630,9 @@ class Reservation:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._ledger._lock:
-            if self._state == "held":
-                self._ledger._reserved -= _square(self._mu)
-                self._state = "returned"
+        if self._state == "held":
+            self._state = "returned"
+            self._ledger._give_back(self._mu, self._number, error)
 
 
 class PrivacyLedger:
@@ -701,7 +701,7 @@ class PrivacyLedger:
                 _check_delta(target_delta, "target_delta"),
             )
             self._budget = calibrate_mu(*self._target)
-        self._lock = threading.RLock()
+        self._lock: AbstractContextManager[Any] = threading.RLock()
         self._entries: list[LedgerEntry] = []
         self._spent = Fraction(0)
         self._reserved = Fraction(0)
@@ -798,6 +798,7 @@ class PrivacyLedger:
         label: str = "",
         *,
         neighboring_relation: NeighboringRelation = "replace_special",
+        resume: bool = False,
     ) -> None:
         """Charge the budget at once.
 
@@ -809,13 +810,18 @@ class PrivacyLedger:
             What it is for.
         neighboring_relation : {"replace_special", "replace_one"}
             The relation under which ``mu`` is stated.
+        resume : bool
+            The label belongs to this one release and to no other. A ledger that outlives its
+            process (:class:`qexp.SharedLedger`) then takes up what was left reserved under it.
 
         Raises
         ------
         BudgetExceededError
             It does not fit; nothing is charged.
         """
-        with self.reserve(mu, label, neighboring_relation=neighboring_relation) as reservation:
+        with self.reserve(
+            mu, label, neighboring_relation=neighboring_relation, resume=resume
+        ) as reservation:
             reservation.commit()
 
     def reserve(
@@ -824,6 +830,7 @@ class PrivacyLedger:
         label: str = "",
         *,
         neighboring_relation: NeighboringRelation = "replace_special",
+        resume: bool = False,
     ) -> Reservation:
         """Hold a part of the budget while a release is made, for use in a ``with`` statement.
 
@@ -838,6 +845,9 @@ class PrivacyLedger:
             What it is for.
         neighboring_relation : {"replace_special", "replace_one"}
             The relation under which ``mu`` is stated.
+        resume : bool
+            The label belongs to this one release and to no other. A ledger that outlives its
+            process (:class:`qexp.SharedLedger`) then takes up what was left reserved under it.
 
         Returns
         -------
@@ -852,7 +862,7 @@ class PrivacyLedger:
         """
         if not isinstance(label, str):
             raise TypeError(f"label must be a str, got {label!r} of type {type(label).__name__}")
-        return Reservation(self, self._cost(mu, neighboring_relation), label)
+        return Reservation(self, self._cost(mu, neighboring_relation), label, resume=resume)
 
     def to_dp_event(self) -> Any:
         """Return the charges as a dp_accounting event; see the function `to_dp_event`."""
@@ -995,10 +1005,23 @@ class PrivacyLedger:
             "less, or stop: a larger budget is a weaker promise to the people in the data"
         )
 
-    def _record(self, cost: float, label: str) -> None:
+    def _hold(self, cost: float, label: str, *, resume: bool) -> int:
+        """Hold a part of the budget; the number tells the reservation from others."""
+        self._require(cost)
+        self._reserved += _square(cost)
+        return 0
+
+    def _pay(self, cost: float, label: str, number: int) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._spent += _square(cost)
         self._entries.append(LedgerEntry(cost, label, now))
+        self._reserved -= _square(cost)
+
+    # Without the lock held: a file's lock may fail, and then `error` must not be lost.
+
+    def _give_back(self, cost: float, number: int, error: BaseException | None) -> None:
+        with self._lock:
+            self._reserved -= _square(cost)
 
     def _cost(self, mu: float, stated_under: NeighboringRelation) -> float:
         """Return μ under the relation of the ledger.

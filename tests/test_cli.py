@@ -13,7 +13,8 @@ import qexp
 from qexp import cli
 from qexp.bits import insecure_test_generator
 
-COMMANDS = ["demo", "calibrate", "config", "certificate"]
+COMMANDS = ["demo", "calibrate", "config", "certificate", "run", "ledger"]
+LEDGER_ACTIONS = ["create", "show", "verify", "release"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -31,10 +32,10 @@ def test_the_top_help_names_every_command_and_the_exit_codes(capsys):
         assert word in text
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"ledger {name}" for name in LEDGER_ACTIONS)])
 def test_every_command_has_help_with_examples(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main([command, "--help"])
+        cli.main([*command.split(), "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "examples:" in text
@@ -122,6 +123,13 @@ def test_calibrate_prints_a_table(capsys):
         (["demo", "--delta", "2"], "strictly between 0 and 1"),
         (["demo", "--seed", "-1"], "integer of at least 0"),
         (["certificate"], "FILE"),
+        (["run", "job.toml", "--resume", "--dry-run"], "not allowed with"),
+        (["run", "job.toml", "--ouput", "x"], "unrecognized arguments"),
+        (["ledger"], "required: action"),
+        (["ledger", "create", "x"], "one of the arguments --epsilon --mu is required"),
+        (["ledger", "create", "x", "--mu", "1", "--relation", "add"], "invalid choice: 'add'"),
+        (["ledger", "release", "x"], "ID"),
+        (["ledger", "release", "x", "first"], "integer of at least 0"),
     ],
 )
 def test_wrong_arguments_exit_with_2_and_say_what_is_allowed(arguments, message, capsys):
@@ -233,3 +241,57 @@ def test_ctrl_c_exits_with_130_and_leaves_whole_files_only(stage, left, tmp_path
         assert {path.name for path in out.iterdir()} == left
         assert qexp.PrivateRelease.load(out / "release.npz").generator_is_secure
         json.loads((out / "certificate.json").read_text())
+
+
+def test_a_ledger_from_creation_to_release(tmp_path: Path, capsys):
+    path = str(tmp_path / "ledger.jsonl")
+    create = ["ledger", "create", path, "--epsilon", "1", "--delta", "1e-5"]
+    assert cli.main(create) == 0
+    assert repr(qexp.calibrate_mu(1.0, 1e-5)) in capsys.readouterr().out
+    ledger = qexp.SharedLedger(path)
+    ledger.charge(0.1, "first release")
+    ledger.reserve(0.05, "lost").__enter__()
+    assert cli.main(["ledger", "show", path]) == 0
+    text = capsys.readouterr().out
+    for words in ("epsilon = 1 at delta", "in 1 charge(s)", "first release", "ID 3", "lost"):
+        assert words in text
+    assert cli.main(["ledger", "show", path, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["mu_spent"], found["mu_reserved"]) == (0.1, 0.05)
+    assert found["open_reservations"][0]["number"] == 3
+    assert cli.main(["ledger", "release", path, "3", "--note", "node lost"]) == 0
+    assert "gave back mu = 0.05 of 'lost'" in capsys.readouterr().out
+    assert ledger.open_reservations == ()
+    assert cli.main(["ledger", "verify", path]) == 0
+    assert f"whole: 5 lines, head {ledger.head[1]}" in capsys.readouterr().out
+    Path(path).write_bytes(Path(path).read_bytes() + b'{"torn')
+    assert cli.main(["ledger", "verify", path]) == 0
+    assert "6 bytes of a line that was never acknowledged" in capsys.readouterr().out
+
+
+def test_ledger_commands_tell_failures_apart(tmp_path: Path, capsys):
+    path = str(tmp_path / "ledger.jsonl")
+    assert cli.main(["ledger", "show", path]) == 2
+    assert "no shared privacy ledger" in capsys.readouterr().err
+    assert cli.main(["ledger", "create", path, "--epsilon", "1"]) == 2
+    assert "go together" in capsys.readouterr().err
+    assert cli.main(["ledger", "create", path, "--mu", "1"]) == 0
+    assert cli.main(["ledger", "create", path, "--mu", "1"]) == 2
+    assert "already" in capsys.readouterr().err
+    assert cli.main(["ledger", "release", path, "7"]) == 2
+    assert "open are: none" in capsys.readouterr().err
+    Path(path).write_text("{}\n")
+    for action in ("show", "verify"):
+        assert cli.main(["ledger", action, path]) == 6
+        assert "damaged" in capsys.readouterr().err
+
+
+def test_run_explains_itself_and_names_a_bad_file(tmp_path: Path, capsys):
+    assert cli.main(["run", "--explain"]) == 0
+    assert "[privacy]" in capsys.readouterr().out
+    assert cli.main(["run"]) == 2
+    assert "give a job file" in capsys.readouterr().err
+    assert cli.main(["run", str(tmp_path / "none.toml")]) == 2
+    assert "none.toml" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError):
+        cli.main(["run", str(tmp_path / "none.toml"), "--debug"])

@@ -1,0 +1,48 @@
+"""What a job says while it runs: words on a terminal, JSON lines elsewhere. Public things only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+__all__ = ["Log"]
+
+
+class Log:
+    """Standard error of a job.
+
+    What it is given must be public or released: it never sees a record.
+
+    Parameters
+    ----------
+    silent : bool
+        For all ranks but the root.
+    """
+
+    def __init__(self, *, silent: bool) -> None:
+        self._stream = None if silent else sys.stderr
+        self.is_terminal = self._stream is not None and self._stream.isatty()
+
+    def event(self, name: str, words: str, **facts: Any) -> None:
+        """Say something: `words` to a person; `name` and `facts` to a program.
+
+        Parameters
+        ----------
+        name : str
+        words : str
+        **facts
+            JSON-able.
+        """
+        if self._stream is None:
+            return
+        line = f"qexp: {words}"
+        if not self.is_terminal:
+            stamp = datetime.now(UTC).isoformat(timespec="seconds")
+            line = json.dumps({"time": stamp, "event": name, "message": words, **facts})
+        # The work goes on when nobody reads any more.
+        with contextlib.suppress(OSError):
+            self._stream.write(line + "\n")
+            self._stream.flush()

@@ -51,7 +51,7 @@ def _planning_arguments(task: Task, epsilon: float, delta: float, effort: Any) -
         "n_records": len(task.X_private),
         "target_epsilon": epsilon,
         "target_delta": delta,
-        "surrogate": task.surrogate,
+        "surrogate": task.planning_surrogates or task.surrogate,
         "image_shape": task.image_shape,
         "public_group": task.planning_group,
         "score": task.metric,
@@ -66,12 +66,11 @@ def _planning_records(task: Task) -> tuple[Any, Any, Any]:
 def _qexp(rounds: int | None) -> StudyMethod:
     def planned(task: Task, epsilon: float, delta: float, effort: Any) -> dict[str, Any]:
         arguments = _planning_arguments(task, epsilon, delta, effort)
-        made = plan(*_planning_records(task), rounds=rounds, **arguments)
+        candidates = task.candidates if rounds is None else None
+        made = plan(*_planning_records(task), rounds=rounds, candidates=candidates, **arguments)
         return made.schedule.describe()
 
-    def run(
-        task: Task, settings: dict[str, Any], epsilon: float, delta: float, seed: int
-    ) -> Tuned:
+    def run(task: Task, settings: dict[str, Any], epsilon: float, delta: float, seed: int) -> Tuned:
         schedule = Schedule(**{**settings, "budget": settings["budget"] or None})
         result = fine_tune(
             task.model,
@@ -97,9 +96,7 @@ def _rival(method: rivals.Method[Any]) -> StudyMethod:
         made = plan_rival(method, *_planning_records(task), **arguments)
         return asdict(made.settings)
 
-    def run(
-        task: Task, settings: dict[str, Any], epsilon: float, delta: float, seed: int
-    ) -> Tuned:
+    def run(task: Task, settings: dict[str, Any], epsilon: float, delta: float, seed: int) -> Tuned:
         result = method(
             task.model,
             task.X_private,

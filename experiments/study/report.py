@@ -108,9 +108,7 @@ def _table(task: str, found: list[Summary], figure: str) -> str:
             seconds.append(summary.seconds)
             text = f"{factor * summary.mean:.{digits}f} ± {factor * summary.half_width:.{digits}f}"
             others = [
-                by_cell[m, epsilon].mean
-                for m in methods
-                if (m, epsilon) in by_cell and m != method
+                by_cell[m, epsilon].mean for m in methods if (m, epsilon) in by_cell and m != method
             ]
             best = not others or summary.mean >= max(others)
             cells.append(f"**{text}**" if best else text)

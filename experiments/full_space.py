@@ -20,27 +20,30 @@ from experiments.tasks import TASKS, Task
 from qexp import KroneckerCurvature
 from qexp.bits import insecure_test_generator
 from qexp.finetune import Schedule, fine_tune
+from qexp.models import MultilayerPerceptron
 from qexp.planning import Plan, _eigen, _KroneckerTrial, candidate_schedules, plan
 from qexp.privacy import calibrate_mu
 
 DELTA = 1e-5
 
 
-def private_accuracy(task: Task, schedule: Schedule, epsilon: float, seed: int) -> float:
-    """Test accuracy after fine-tuning on the private records."""
+def private_model(
+    task: Task, schedule: Schedule, epsilon: float, seed: int
+) -> MultilayerPerceptron:
+    """Fine-tune on the private records."""
     result = fine_tune(
         task.model,
         task.X_private,
         task.y_private,
         schedule=schedule,
         curvature=lambda model: KroneckerCurvature.from_model(
-            model, task.X_held_out, damping=schedule.damping
+            model, task.curvature_records(), damping=schedule.damping
         ),
         target_epsilon=epsilon,
         target_delta=DELTA,
         rng=insecure_test_generator(seed),
     )
-    return float(result.model.score(task.X_test, task.y_test))
+    return result.model
 
 
 def best_of_grid(task: Task, epsilon: float, rounds: int | None) -> Schedule:
@@ -54,17 +57,17 @@ def best_of_grid(task: Task, epsilon: float, rounds: int | None) -> Schedule:
         task.model,
         task.X_private,
         task.y_private,
-        task.X_held_out,
-        _eigen(task.model, task.X_held_out, 0),
+        task.curvature_records(),
+        _eigen(task.model, task.curvature_records(), 0),
     )
 
-    def accuracy(schedule: Schedule, n_records: int) -> float:
+    def value(schedule: Schedule, n_records: int) -> float:
         tuned = trial.head(n_records).tune(schedule, noise, np.random.default_rng(0))
-        return 0.0 if tuned is None else float(tuned.score(task.X_test, task.y_test))
+        return 0.0 if tuned is None else task.value(tuned)
 
     alive = candidate_schedules(rounds)
     for n_records, most in ((1000, 64), (4000, 12), (len(task.X_private), 1)):
-        alive = sorted(alive, key=lambda s: accuracy(s, n_records), reverse=True)[:most]
+        alive = sorted(alive, key=lambda s: value(s, n_records), reverse=True)[:most]
     return alive[0]
 
 
@@ -79,9 +82,12 @@ def planned(task: Task, epsilon: float, rounds: int | None, effort: Any) -> tupl
         n_records=len(task.X_private),
         target_epsilon=epsilon,
         target_delta=DELTA,
-        surrogate="images",
+        surrogate=task.planning_surrogates or task.surrogate,
+        candidates=task.candidates,
         image_shape=task.image_shape,
+        public_group=task.planning_group,
         rounds=rounds,
+        score=task.metric,
         effort=effort,
         progress=True,
     )
@@ -99,14 +105,14 @@ def main() -> None:
     arguments = parser.parse_args()
 
     tasks = [TASKS[arguments.task](seed) for seed in range(arguments.seeds)]
-    before = [task.model.score(task.X_test, task.y_test) for task in tasks]
-    tuned = [task.model.fit(task.X_private, task.y_private, epochs=20) for task in tasks]
-    non_private = [m.score(t.X_test, t.y_test) for m, t in zip(tuned, tasks, strict=True)]
+    before = [task.measures(task.model) for task in tasks]
+    non_private = [task.measures(task.non_private()) for task in tasks]
     for epsilon in arguments.epsilon:
         # One plan serves all seeds, as one plan would serve one job.
         made, seconds = planned(tasks[0], epsilon, arguments.rounds, arguments.effort)
-        accuracies = [
-            private_accuracy(task, made.schedule, epsilon, seed) for seed, task in enumerate(tasks)
+        found = [
+            task.measures(private_model(task, made.schedule, epsilon, seed))
+            for seed, task in enumerate(tasks)
         ]
         line: dict[str, Any] = {
             "task": arguments.task,
@@ -114,17 +120,22 @@ def main() -> None:
             "delta": DELTA,
             "schedule": made.schedule.describe(),
             "planning_seconds": round(seconds, 1),
-            "predicted": round(made.predicted_accuracy, 4),
-            "before": round(float(np.mean(before)), 4),
-            "non_private": round(float(np.mean(non_private)), 4),
-            "accuracy_mean": round(float(np.mean(accuracies)), 4),
-            "accuracy_std": round(float(np.std(accuracies)), 4),
-            "accuracies": [round(value, 4) for value in accuracies],
+            "predicted": round(made.predicted_score, 4),
         }
+        for name in before[0]:
+            values = [measures[name] for measures in found]
+            line[name] = {
+                "before": round(float(np.mean([m[name] for m in before])), 4),
+                "non_private": round(float(np.mean([m[name] for m in non_private])), 4),
+                "mean": round(float(np.mean(values)), 4),
+                "std": round(float(np.std(values)), 4),
+                "values": [round(value, 4) for value in values],
+            }
         if arguments.grid:
             best = best_of_grid(tasks[0], epsilon, arguments.rounds)
             values = [
-                private_accuracy(task, best, epsilon, seed) for seed, task in enumerate(tasks)
+                task.value(private_model(task, best, epsilon, seed))
+                for seed, task in enumerate(tasks)
             ]
             line["best_of_grid"] = best.describe()
             line["best_of_grid_mean"] = round(float(np.mean(values)), 4)

@@ -26,6 +26,7 @@ from qexp.bits import insecure_test_generator
 from qexp.curvature import Curvature, DenseCurvature
 from qexp.finetune import Schedule, fine_tune
 from qexp.layered import KroneckerCurvature
+from qexp.measures import area_under_roc
 from qexp.models import MultilayerPerceptron
 from qexp.privacy import calibrate_mu, epsilon
 from qexp.private_curvature import MOST_OF_MEAN, kept_directions
@@ -35,6 +36,7 @@ from qexp.surrogates import Surrogate, image_surrogates, table_surrogates
 __all__ = ["Plan", "candidate_schedules", "plan"]
 
 Maker = Callable[[Any, float], Curvature]
+Score = Literal["accuracy", "auroc", "loss"] | Callable[[Any, NDArray[Any], NDArray[Any]], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +253,7 @@ class _KroneckerTrial:
         spectra = [layer.damped(damping) for layer in self.eigen]
         means, free = (
             self._clipped_mean(self._layers(), c, self.eigen, spectra)
-            for c in (clipping_norm, 1e30)
+            for c in (clipping_norm, 1e15)  # which a norm of 1e-15 divides, in float32
         )
         squares = slope = 0.0
         for layer, (a, b), clipped, whole in zip(self.eigen, spectra, means, free, strict=True):
@@ -348,10 +350,46 @@ class _Shifted:
     before: float
     loss_before: float
 
-    def score(self, schedule: Schedule, noise: float, n_records: int, seed: int) -> float:
-        """Fine-tune on at most `n_records` simulated private records; the test accuracy."""
+    def score(
+        self, schedule: Schedule, noise: float, n_records: int, seed: int, scorer: Scorer
+    ) -> tuple[float, float]:
+        """Fine-tune on at most `n_records` simulated private records; test score and accuracy."""
         tuned = self.trial.head(n_records).tune(schedule, noise, np.random.default_rng(seed))
-        return 0.0 if tuned is None else float(tuned.score(self.X_test, self.y_test))
+        if tuned is None:
+            return scorer.of_diverged, 0.0
+        return scorer(tuned, self.X_test, self.y_test)
+
+
+class Scorer:
+    """What candidates are ranked by: the larger, the better."""
+
+    def __init__(self, score: Score, y: NDArray[Any]) -> None:
+        if not callable(score) and score not in ("accuracy", "auroc", "loss"):
+            raise ValueError(
+                f"score is {score!r}; it needs 'accuracy', 'auroc', 'loss' or a function "
+                "score(model, X, y)"
+            )
+        if score == "auroc" and not np.array_equal(np.unique(y), [0, 1]):
+            raise ValueError(
+                "score='auroc' is for two classes, 0 and 1, both among the public labels; "
+                f"these have the classes {np.unique(y).tolist()}"
+            )
+        self.score = score
+        self.name = score if isinstance(score, str) else getattr(score, "__name__", "score")
+        self.of_diverged = 0.0 if score in ("accuracy", "auroc") else _SCORE_OF_DIVERGED
+
+    def __call__(self, model: Any, X: NDArray[Any], y: NDArray[Any]) -> tuple[float, float]:
+        """Give score and accuracy."""
+        accuracy = float(model.score(X, y))
+        if self.score == "accuracy":
+            return accuracy, accuracy
+        if self.score == "loss":
+            value = -float(model.loss(X, y))
+        elif self.score == "auroc":
+            value = area_under_roc(y, np.asarray(model.predict_proba(X))[:, 1])
+        else:
+            value = float(self.score(model, X, y))
+        return (value if math.isfinite(value) else self.of_diverged), accuracy
 
 
 _DAMPINGS: Final = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -374,6 +412,8 @@ _MOST_TEST_RECORDS: Final = 4000
 _PRIVATE_SHARE: Final = 0.6
 _CURVE: Final = (1 / 4, 1 / 2, 2, 4)
 _CURVE_RECORDS: Final = 3000
+# Of losses and scores of one's own, which have no least value.
+_SCORE_OF_DIVERGED: Final = -1e6
 
 
 @dataclass(frozen=True)
@@ -425,18 +465,23 @@ class Plan:
         about surrogates: the private domain's may lie elsewhere, settings rank much the same.
     accuracy_before : float
         Mean accuracy of the pretrained model on the surrogates.
+    score : str
+        What candidates were ranked by.
+    predicted_score, score_before : float
+        The same figures in terms of that score; larger is better, a loss has a minus.
     target_epsilon, target_delta : float
     n_records : int
         Of the private data; public.
     surrogates : tuple of str
     table : tuple of dict
-        One row a candidate, best first: ``schedule``, ``n_components``, ``accuracy_mean``,
-        ``accuracy_std``, ``surrogates`` (on how many it was tried, at ``records`` simulated
-        private records), ``noise_to_signal`` of the first round and ``noise_loss``, the predicted
-        loss through noise. Candidates that these two discarded have no accuracy. Rows of fewer
-        surrogates or records were given up early; their accuracies compare among themselves.
+        One row a candidate, best first: ``schedule``, ``n_components``, ``score_mean``,
+        ``score_std``, ``accuracy_mean``, ``accuracy_std``, ``surrogates`` (on how many it was
+        tried, at ``records`` simulated private records), ``noise_to_signal`` of the first round
+        and ``noise_loss``, the predicted loss through noise. Candidates that these two discarded
+        have no scores. Rows of fewer surrogates or records were given up early; their scores
+        compare among themselves.
     curve : tuple of dict
-        The schedule at other ε: ``epsilon``, ``accuracy_mean``, ``accuracy_std``.
+        The schedule at other ε: ``epsilon`` and the four figures above.
     """
 
     schedule: Schedule
@@ -444,6 +489,9 @@ class Plan:
     predicted_accuracy: float
     predicted_deviation: float
     accuracy_before: float
+    score: str
+    predicted_score: float
+    score_before: float
     target_epsilon: float
     target_delta: float
     n_records: int
@@ -459,6 +507,9 @@ class Plan:
             "predicted_accuracy": self.predicted_accuracy,
             "predicted_deviation": self.predicted_deviation,
             "accuracy_before": self.accuracy_before,
+            "score": self.score,
+            "predicted_score": self.predicted_score,
+            "score_before": self.score_before,
             "target_epsilon": self.target_epsilon,
             "target_delta": self.target_delta,
             "n_records": self.n_records,
@@ -468,7 +519,7 @@ class Plan:
         }
 
     def report(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Give the table as text, and plot the predicted accuracy against ε.
+        """Give the table as text, and plot the predicted score against ε.
 
         Parameters
         ----------
@@ -491,22 +542,22 @@ class Plan:
         lines = [
             f"planned on {len(self.surrogates)} surrogates for epsilon = {self.target_epsilon:g}, "
             f"delta = {self.target_delta:g}, {self.n_records} private records; "
-            f"accuracy before {self.accuracy_before:.3f}",
+            f"{self.score} before {self.score_before:.3f}",
             " rounds  clipping  step size  momentum   damping  for curvature  components  "
-            "accuracy     ±  "
+            f"{self.score:>8}     ±  "
             "noise/signal",
         ]
         for row in self.table:
-            if row["accuracy_mean"] is None:
+            if row["score_mean"] is None:
                 continue
             s, k = row["schedule"], row["n_components"]
             lines.append(
                 f"{s.rounds:7d}  {s.clipping_norm:8.3g}  {s.step_size:9.3g}  {s.momentum:8.3g}  "
                 f"{s.damping:8.1e}  {s.curvature_share:13.2f}  "
-                f"{'all' if k is None else k:>10}  {row['accuracy_mean']:8.3f} "
-                f"{row['accuracy_std']:5.3f}  {row['noise_to_signal']:12.3g}"
+                f"{'all' if k is None else k:>10}  {row['score_mean']:8.3f} "
+                f"{row['score_std']:5.3f}  {row['noise_to_signal']:12.3g}"
             )
-        discarded = sum(row["accuracy_mean"] is None for row in self.table)
+        discarded = sum(row["score_mean"] is None for row in self.table)
         lines.append(f"{discarded} more candidates were discarded by closed forms, without a trial")
         return "\n".join(lines)
 
@@ -520,21 +571,22 @@ class Plan:
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot()
         epsilons = [point["epsilon"] for point in self.curve]
+        factor = 100 if self.score == "accuracy" else 1
         axes.errorbar(
             epsilons,
-            [100 * point["accuracy_mean"] for point in self.curve],
-            [100 * point["accuracy_std"] for point in self.curve],
+            [factor * point["score_mean"] for point in self.curve],
+            [factor * point["score_std"] for point in self.curve],
             marker="o",
             capsize=3,
             label="planned schedule",
         )
-        axes.axhline(100 * self.accuracy_before, color="grey", linestyle="--", label="before")
+        axes.axhline(factor * self.score_before, color="grey", linestyle="--", label="before")
         axes.axvline(self.target_epsilon, color="grey", linewidth=0.8)
         axes.set_xscale("log", base=2)
         axes.set_xticks(epsilons, [f"{value:g}" for value in epsilons])
         axes.minorticks_off()
         axes.set_xlabel(f"ε at δ = {self.target_delta:g}")
-        axes.set_ylabel("accuracy on surrogates, %")
+        axes.set_ylabel(f"{self.score} on surrogates{', %' if factor == 100 else ''}")
         axes.legend()
         atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
@@ -555,6 +607,7 @@ def plan(
     n_components: Sequence[int] = (1000, 3000),
     candidates: Iterable[Schedule] | None = None,
     rounds: int | None = None,
+    score: Score = "accuracy",
     effort: Literal["quick", "full"] = "quick",
     seed: int = 0,
     progress: bool = False,
@@ -575,7 +628,8 @@ def plan(
         The privacy of the job to come.
     surrogate : {"images", "tabular"}, callable, or sequence of callables
         How the private domain is simulated: shifts drawn by :mod:`qexp.surrogates`, or your own
-        functions ``shift(X, y, rng) -> (X, y)``.
+        functions ``shift(X, y, rng) -> (X, y)``, such as :class:`qexp.surrogates.OtherRecords`,
+        which puts public records of another domain in their place.
     image_shape : (int, int), optional
         Height and width, for "images". Default: square.
     public_group : array, shape (m,), optional
@@ -596,6 +650,12 @@ def plan(
         your own are not.
     rounds : int, optional
         Plan for exactly so many rounds.
+    score : {"accuracy", "auroc", "loss"} or callable
+        What schedules are ranked by on the simulated test records: the share of right answers;
+        the area under the ROC curve of two classes, for those of which one is rare (surrogates of
+        tables are then made as hard in terms of it, too); minus the mean loss; or
+        ``score(model, X, y)``, larger for better. Losses that are not finite, and runs that
+        diverge, rank last.
     effort : {"quick", "full"}
         Three surrogates, or five and more trials on each.
     seed : int
@@ -643,8 +703,21 @@ def plan(
     if effort not in EFFORTS:
         raise ValueError(f"effort is {effort!r}; it needs 'quick' or 'full'")
     budget = EFFORTS[effort]
-    shifts = make_shifts(surrogate, model, X, y, image_shape, public_group, budget.surrogates, seed)
-    search = _Search(model, X, y, shifts, n, noise, target_delta, curvature, n_components, seed)
+    scorer = Scorer(score, y)
+    shifts = make_shifts(
+        surrogate,
+        model,
+        X,
+        y,
+        image_shape,
+        public_group,
+        budget.surrogates,
+        seed,
+        "auroc" if scorer.score == "auroc" else "accuracy",
+    )
+    search = _Search(
+        model, X, y, shifts, n, noise, target_delta, curvature, n_components, seed, scorer
+    )
     grid = candidate_schedules(rounds) if candidates is None else list(candidates)
     if candidates is None:
         grid = [replace(s, curvature_share=share) for share in curvature_shares for s in grid]
@@ -662,6 +735,9 @@ def plan(
         predicted_accuracy=row["accuracy_mean"],
         predicted_deviation=row["accuracy_std"],
         accuracy_before=search.before,
+        score=scorer.name,
+        predicted_score=row["score_mean"],
+        score_before=search.score_before,
         target_epsilon=float(target_epsilon),
         target_delta=float(target_delta),
         n_records=n,
@@ -689,7 +765,9 @@ class _Search:
         curvature: Literal["kronecker", "dense"] | Maker,
         n_components: Sequence[int],
         seed: int,
+        scorer: Scorer,
     ) -> None:
+        self.scorer = scorer
         self.noise, self.delta, self.seed, self.n_records = noise, delta, seed, n_records
         self.domains: dict[int | None, list[_Shifted]] = {}
         for k, trial in _trials(model, X, curvature, n_components, delta):
@@ -700,8 +778,10 @@ class _Search:
         first = next(iter(self.domains.values()))
         self.before = float(np.mean([domain.before for domain in first]))
         self.loss_before = float(np.mean([domain.loss_before for domain in first]))
-        # (accuracies, one a surrogate; simulated private records), of the last stage reached
-        self.scores: dict[_Candidate, tuple[list[float], int]] = {}
+        self.score_before = float(np.mean([scorer(model, d.X_test, d.y_test)[0] for d in first]))
+        # (score and accuracy, one pair a surrogate; simulated private records), of the last stage
+        # reached
+        self.scores: dict[_Candidate, tuple[list[tuple[float, float]], int]] = {}
         self.stage: dict[_Candidate, int] = {}
         self._kept: dict[tuple[float, int | None], NDArray[np.float64]] = {}
         self._draws: dict[tuple[float, float, int | None], tuple[float, float]] = {}
@@ -745,13 +825,12 @@ class _Search:
     def row(self, candidate: _Candidate) -> dict[str, Any]:
         """Tell what is known of a candidate."""
         schedule, k = candidate
-        accuracies, records = self.scores.get(candidate, ([], 0))
+        pairs, records = self.scores.get(candidate, ([], 0))
         return {
             "schedule": schedule,
             "n_components": k,
-            "accuracy_mean": float(np.mean(accuracies)) if accuracies else None,
-            "accuracy_std": float(np.std(accuracies)) if accuracies else None,
-            "surrogates": len(accuracies),
+            **_figures(pairs),
+            "surrogates": len(pairs),
             "records": records,
             "noise_to_signal": self._noise_to_signal(candidate),
             "noise_loss": self._noise_loss(candidate),
@@ -759,23 +838,15 @@ class _Search:
 
     def curve(self, candidate: _Candidate, target_epsilon: float) -> tuple[dict[str, float], ...]:
         """Try a candidate at other ε."""
-        accuracies, _ = self.scores[candidate]
-        points = {target_epsilon: accuracies}
+        points = {target_epsilon: self.scores[candidate][0]}
         for factor in _CURVE:
             eps = target_epsilon * factor
             noise = 1 / (self.n_records * calibrate_mu(eps, self.delta))
             points[eps] = [
-                domain.score(candidate[0], noise, _CURVE_RECORDS, self.seed)
+                domain.score(candidate[0], noise, _CURVE_RECORDS, self.seed, self.scorer)
                 for domain in self.domains[candidate[1]]
             ]
-        return tuple(
-            {
-                "epsilon": eps,
-                "accuracy_mean": float(np.mean(points[eps])),
-                "accuracy_std": float(np.std(points[eps])),
-            }
-            for eps in sorted(points)
-        )
+        return tuple({"epsilon": eps, **_figures(points[eps])} for eps in sorted(points))
 
     def _try(
         self,
@@ -790,27 +861,29 @@ class _Search:
         with progress_bar(total, f"rounds of stage {stage + 1}", show=progress) as advance:
             for candidate in candidates:
                 schedule, k = candidate
-                accuracies = [
-                    domain.score(schedule, self.noise, records, self.seed + 1000 * stage + i)
+                pairs = [
+                    domain.score(
+                        schedule, self.noise, records, self.seed + 1000 * stage + i, self.scorer
+                    )
                     for i, domain in enumerate(self.domains[k][:surrogates])
                 ]
-                self.scores[candidate] = accuracies, records
+                self.scores[candidate] = pairs, records
                 self.stage[candidate] = stage
                 advance(schedule.rounds)
 
     def _mean(self, candidate: _Candidate) -> float:
-        accuracies, _ = self.scores.get(candidate, ([-self._noise_loss(candidate)], 0))
-        return float(np.mean(accuracies))
+        if candidate not in self.scores:
+            return -self._noise_loss(candidate)
+        return float(np.mean([score for score, _ in self.scores[candidate][0]]))
 
     def _is_hopeful(self, candidate: _Candidate) -> bool:
         schedule, _ = candidate
         reach = schedule.rounds * schedule.step_size / (1 - schedule.momentum)
         saving = reach * self._first_draw(candidate)[1]
         cost = self._noise_loss(candidate)
-        return (
-            saving >= _LEAST_SAVING * self.loss_before
-            and cost <= _MOST_NOISE_LOSS * self.loss_before
-        )
+        # An order may get better, or a score of one's own, where the loss hardly does.
+        least = _LEAST_SAVING if self.scorer.score in ("accuracy", "loss") else 0.0
+        return saving >= least * self.loss_before and cost <= _MOST_NOISE_LOSS * self.loss_before
 
     def _noise_loss(self, candidate: _Candidate) -> float:
         schedule, k = candidate
@@ -836,6 +909,16 @@ class _Search:
         if (damping, k) not in self._kept:
             self._kept[damping, k] = self.domains[k][0].trial.kept(damping)
         return self._kept[damping, k]
+
+
+def _figures(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Give mean and standard deviation of scores and of accuracies, None where there are none."""
+    columns = list(zip(*pairs, strict=True)) or [(), ()]
+    return {
+        f"{name}_{figure}": float(function(column)) if column else None
+        for name, column in zip(("score", "accuracy"), columns, strict=True)
+        for figure, function in (("mean", np.mean), ("std", np.std))
+    }
 
 
 def _noise_loss(schedule: Schedule, kept: NDArray[np.float64], noise: float) -> float:
@@ -893,6 +976,7 @@ def make_shifts(
     group: ArrayLike | None,
     count: int,
     seed: int,
+    hardness: Literal["accuracy", "auroc"] = "accuracy",
 ) -> list[Surrogate]:
     if callable(surrogate):
         return [surrogate]
@@ -904,7 +988,9 @@ def make_shifts(
     if surrogate == "images":
         return list(image_surrogates(model, X, y, image_shape=image_shape, count=count, seed=seed))
     if surrogate == "tabular":
-        return list(table_surrogates(model, X, y, group=group, count=count, seed=seed))
+        return list(
+            table_surrogates(model, X, y, group=group, count=count, seed=seed, score=hardness)
+        )
     raise ValueError(
         f"surrogate is {surrogate!r}; it needs 'images', 'tabular', or functions of your own"
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,8 +18,16 @@ from scipy import sparse
 
 from qexp import _checks
 from qexp.datasets import images
+from qexp.measures import area_under_roc
 
-__all__ = ["ImageShift", "Surrogate", "TableShift", "image_surrogates", "table_surrogates"]
+__all__ = [
+    "ImageShift",
+    "OtherRecords",
+    "Surrogate",
+    "TableShift",
+    "image_surrogates",
+    "table_surrogates",
+]
 
 Surrogate = Callable[
     [NDArray[Any], NDArray[Any], np.random.Generator], tuple[NDArray[Any], NDArray[Any]]
@@ -166,6 +174,47 @@ class TableShift:
         return shifted[kept], y[kept]
 
 
+@dataclass(frozen=True, eq=False)
+class OtherRecords:
+    """Put public records of another domain in the place of those given.
+
+    Such as one hospital unit's for a model of the others. That is a real shift, and closer to the
+    task to come than a drawn one: curvature is of the records that the planner was given, gradients
+    are of these.
+
+    Attributes
+    ----------
+    X, y : array
+        Public records that the model was not pretrained on, shape (m, d), and their labels.
+    keep : dict, optional
+        The share of a class's records that is kept, 0 to 1; those of other classes all are. How
+        common a class is in private is seldom known: several of these may differ in it.
+    """
+
+    X: NDArray[Any]
+    y: NDArray[Any]
+    keep: dict[int, float] | None = None
+
+    def __str__(self) -> str:
+        """Name the shift without its records."""
+        return f"OtherRecords({len(self.X)} records, keep={self.keep})"
+
+    def __call__(
+        self, X: NDArray[Any], y: NDArray[Any], rng: np.random.Generator
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Give these records, each kept at random by its class."""
+        if self.X.shape[1:] != X.shape[1:]:
+            raise ValueError(
+                f"the other records have {self.X.shape[1:]} features and the public ones "
+                f"{X.shape[1:]}; they need the same"
+            )
+        rates = np.ones(len(self.y))
+        for label, rate in (self.keep or {}).items():
+            rates[self.y == label] = rate
+        kept = rng.random(len(self.y)) < rates
+        return self.X[kept].astype(X.dtype, copy=False), self.y[kept]
+
+
 def image_surrogates(
     model: Any,
     X: ArrayLike,
@@ -249,6 +298,7 @@ def table_surrogates(
     group: ArrayLike | None = None,
     count: int = 4,
     seed: int = 0,
+    score: Literal["accuracy", "auroc"] = "accuracy",
 ) -> list[TableShift]:
     """Draw shifts of tables: features scaled, moved and noised, groups of records thinned out.
 
@@ -265,6 +315,9 @@ def table_surrogates(
     count : int
         How many.
     seed : int
+    score : {"accuracy", "auroc"}
+        What the shifts cost the model: accuracy above the commonest class's share, or, of two
+        classes, area under the ROC curve above one half, which fits where one class is rare.
 
     Returns
     -------
@@ -300,7 +353,9 @@ def table_surrogates(
         return at
 
     return [
-        _calibrated(draw(), model, features, labels, kept, seed, whole=column is not None)
+        _calibrated(
+            draw(), model, features, labels, kept, seed, whole=column is not None, score=score
+        )
         for kept in _kept_shares(_checks.count(count, "count"))
     ]
 
@@ -321,19 +376,26 @@ def _calibrated(
     seed: int,
     *,
     whole: bool = False,
+    score: Literal["accuracy", "auroc"] = "accuracy",
 ) -> Any:
-    """Find by bisection the strength that leaves the model that share of its accuracy."""
+    """Find by bisection the strength that leaves the model that share of its score above chance."""
     if not whole:
         chosen = np.random.default_rng(seed).permutation(len(X))[:_CALIBRATION_RECORDS]
         X, y = X[chosen], y[chosen]
-    chance = float(np.max(np.unique(y, return_counts=True)[1])) / len(y)
-    before = float(np.mean(model.predict(X) == y))
+
+    def measured(X: NDArray[Any], y: NDArray[Any]) -> float:
+        if score == "auroc":
+            return area_under_roc(y, np.asarray(model.predict_proba(X))[:, 1])
+        return float(np.mean(model.predict(X) == y))
+
+    most = float(np.max(np.unique(y, return_counts=True)[1])) / len(y)
+    chance, before = 0.5 if score == "auroc" else most, measured(X, y)
     target = chance + kept * max(before - chance, 0.0)
     weak, strong = 0.0, 8.0
     for _ in range(_BISECTIONS):
         middle = (weak + strong) / 2
         shifted, labels = at(middle)(X, y, np.random.default_rng(seed))
-        if float(np.mean(model.predict(shifted) == labels)) > target:
+        if measured(shifted, labels) > target:
             weak = middle
         else:
             strong = middle

@@ -21,6 +21,7 @@ from qexp.planning import (
     plan,
 )
 from qexp.privacy import calibrate_mu
+from qexp.surrogates import OtherRecords
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 5)).astype(np.float32)
@@ -183,6 +184,8 @@ def test_the_good_candidate_is_planned(made):
     assert set(rows) == {USELESS, GOOD, NOISY}
     assert rows[NOISY]["noise_loss"] > 100 * rows[GOOD]["noise_loss"]
     assert made.table[0]["accuracy_mean"] == made.predicted_accuracy
+    assert (made.score, made.predicted_score) == ("accuracy", made.predicted_accuracy)
+    assert made.score_before == made.accuracy_before
     means = [point["accuracy_mean"] for point in made.curve]
     assert [point["epsilon"] for point in made.curve] == [1, 2, 4, 8, 16]
     assert means[-1] > means[0]
@@ -259,6 +262,63 @@ def test_a_curvature_of_ones_own(digits):
     assert made.schedule == GOOD
 
 
+@pytest.fixture(scope="module")
+def rare(digits):
+    """Is it an eight? One digit in ten is."""
+    _, X, y = digits
+    eight = (y == 8).astype(np.int64)
+    return mlp((64, 2)).fit(X[:400], eight[:400], epochs=10), X[400:], eight[400:]
+
+
+def transposed(X, y, rng):
+    return np.ascontiguousarray(X.reshape(-1, 8, 8).transpose(0, 2, 1)).reshape(-1, 64), y
+
+
+@pytest.mark.parametrize("score", ["auroc", "loss"])
+def test_plans_may_rank_by_another_score(rare, score):
+    made = planned(rare, surrogate=transposed, score=score, target_epsilon=8.0)
+    assert (made.schedule, made.score) == (GOOD, score)
+    assert made.table[0]["score_mean"] == made.predicted_score > made.score_before + 0.01
+    low, high = (0, 0.6) if score == "auroc" else (-0.5, 0)
+    assert low < made.score_before < high
+    assert made.describe()["score"] == score
+    assert f"{score} before {made.score_before:.3f}" in made.report()
+    # Never to say eight is right nine times in ten: accuracy would have taken noise for better.
+    assert made.table[0]["accuracy_mean"] == made.predicted_accuracy
+    assert made.accuracy_before == pytest.approx(0.9, abs=0.02)
+
+
+def test_a_score_of_ones_own_may_be_anything(rare):
+    def smallness(model, X, y):
+        return -float(np.abs(model.weights).sum())
+
+    made = planned(rare, surrogate=transposed, score=smallness)
+    assert (made.schedule, made.score) == (USELESS, "smallness")
+
+
+@pytest.mark.parametrize("score", ["auroc", "loss", lambda model, X, y: math.nan])
+def test_runs_that_diverge_and_scores_that_are_no_numbers_rank_last(rare, score):
+    wild = Schedule(rounds=3, clipping_norm=1e9, step_size=1e9, damping=1e-4)
+    made = planned(rare, surrogate=transposed, score=score, candidates=[wild, GOOD])
+    assert made.schedule == (wild if callable(score) else GOOD)
+    assert made.score == ("<lambda>" if callable(score) else score)
+    json.dumps(made.describe(), allow_nan=False)
+
+
+def test_public_records_of_another_domain_may_stand_for_private_ones(rare):
+    model, X, y = rare
+    others = [OtherRecords(*transposed(X, y, None), keep=keep) for keep in (None, {1: 0.5})]
+    made = planned((model, X[:200], y[:200]), surrogate=others, score="auroc", target_epsilon=8.0)
+    assert made.schedule == GOOD
+    assert made.predicted_score > made.score_before + 0.2
+    assert made.surrogates[1] == f"OtherRecords({len(X)} records, keep={{1: 0.5}})"
+
+
+def test_surrogates_of_tables_are_as_hard_by_auroc(rare):
+    made = planned(rare, surrogate="tabular", score="auroc", candidates=[GOOD])
+    assert 0.55 < made.score_before < 0.92
+
+
 def test_tables_with_a_public_group(digits):
     y = digits[2]
     made = planned(digits, surrogate="tabular", public_group=y % 2)
@@ -270,6 +330,8 @@ def test_tables_with_a_public_group(digits):
     [
         ({"surrogate": "sounds"}, "'images', 'tabular'"),
         ({"effort": "some"}, "'quick' or 'full'"),
+        ({"score": "f1"}, "'accuracy', 'auroc', 'loss' or a function"),
+        ({"score": "auroc"}, "two classes, 0 and 1"),
         ({"curvature": "diagonal"}, "make"),
         ({"n_records": 0}, "n_records"),
         ({"rounds": 7}, "no candidate"),

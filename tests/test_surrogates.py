@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from qexp.datasets import images, load_digits
 from qexp.models import mlp
-from qexp.surrogates import ImageShift, TableShift, image_surrogates, table_surrogates
+from qexp.surrogates import (
+    ImageShift,
+    OtherRecords,
+    TableShift,
+    image_surrogates,
+    table_surrogates,
+)
 
 RNG = np.random.default_rng(0)
 STACK = RNG.uniform(size=(40, 9, 7)).astype(np.float32)
@@ -151,3 +157,19 @@ def test_wrong_groups_are_refused(digits):
         table_surrogates(model, X, y, group=y[:-1])
     with pytest.raises(ValueError, match="one a record"):
         table_shift(group=np.zeros(3), keep={0.0: 1.0})(np.zeros((4, 3)), np.zeros(4), RNG)
+
+
+def test_other_records_take_the_place_of_those_given():
+    others = RNG.normal(size=(4000, 63))
+    labels = np.arange(4000) % 4
+    X, y = OtherRecords(others, labels)(FLAT, LABELS, np.random.default_rng(0))
+    assert X.dtype == np.float32
+    np.testing.assert_array_equal(X, others.astype(np.float32))
+    assert y.tolist() == labels.tolist()
+    shift = OtherRecords(others, labels, keep={1: 0.5, 2: 0.0})
+    X, y = shift(FLAT, LABELS, np.random.default_rng(0))
+    counts = np.bincount(y, minlength=4)
+    assert counts[[0, 2, 3]].tolist() == [1000, 0, 1000]
+    assert 430 < counts[1] < 570
+    with pytest.raises(ValueError, match="they need the same"):
+        shift(FLAT[:, :5], LABELS, np.random.default_rng(0))

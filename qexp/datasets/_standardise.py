@@ -56,13 +56,16 @@ class Standardiser:
         return np.hstack([scaled, ~recorded[:, self.indicated]])
 
 
-def standardise(public_features: NDArray[Any]) -> Standardiser:
+def standardise(public_features: NDArray[Any], *, indicators: bool = True) -> Standardiser:
     """Fit a `Standardiser` on public rows; apply it to any rows with its ``transform``.
 
     Parameters
     ----------
     public_features
         Shape (n, d), real, NaN for missing. Never private rows: means and scales would leak them.
+    indicators
+        Whether columns with a missing public value get an indicator of it; features that tell of
+        themselves what was measured need none.
 
     Raises
     ------
@@ -78,5 +81,5 @@ def standardise(public_features: NDArray[Any]) -> Standardiser:
     count = np.maximum(recorded.sum(axis=0), 1)
     mean = np.where(recorded, public_features, 0.0).sum(axis=0) / count
     scale = np.sqrt(np.square(np.where(recorded, public_features - mean, 0.0)).sum(axis=0) / count)
-    indicated = np.flatnonzero(~recorded.all(axis=0)).astype(np.int64)
+    indicated = np.flatnonzero(~recorded.all(axis=0) & indicators).astype(np.int64)
     return Standardiser(mean, np.where(scale > 0, scale, 1.0), indicated)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qexp.bits import BitGenerator
 from qexp.curvature import Curvature, DenseCurvature, IdentityCurvature
+from qexp.measures import area_under_roc
 from qexp.mechanism import sample_private_weights
 from qexp.models import MultilayerPerceptron
 from qexp.privacy import PrivacyLedger
@@ -89,13 +90,8 @@ def accuracy(model: MultilayerPerceptron, X: NDArray[Any], y: NDArray[Any]) -> f
 
 def area_under_curve(model: MultilayerPerceptron, X: NDArray[Any], y: NDArray[Any]) -> float:
     """Give the area under the ROC curve of class 1 (Mann-Whitney, ties count half)."""
-    from scipy.stats import rankdata
-
-    positive = y == 1
-    n_positive = int(positive.sum())
-    ranks = rankdata(model.predict_log_proba(X)[:, 1] - model.predict_log_proba(X)[:, 0])
-    surplus = ranks[positive].sum() - n_positive * (n_positive + 1) / 2
-    return float(surplus / (n_positive * (len(y) - n_positive)))
+    log_probabilities = model.predict_log_proba(X)
+    return area_under_roc(y, log_probabilities[:, 1] - log_probabilities[:, 0])
 
 
 def draw(

@@ -120,10 +120,11 @@ class _Run:
         is_root = ranks.rank == 0
         with _threads(job.run.threads):
             if is_root:
-                _require_folder(folder, resume=resume)
+                _require_unused(folder, resume=resume)
             inputs = open_inputs(job, rank=ranks.rank, size=ranks.size)
             sizes = summary(inputs)
             if is_root:
+                os.makedirs(folder, exist_ok=True)
                 log.event(
                     "start",
                     f"{_records(sizes)}, {sizes['n_parameters']} weights, {ranks.size} rank(s)",
@@ -302,14 +303,10 @@ def _threads(count: int | None) -> Any:
 # --- The output folder --------------------------------------------------------------------------
 
 
-def _require_folder(folder: str, *, resume: bool) -> None:
-    """Make the folder; refuse one in use unless the job is to resume."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except FileExistsError:
-        raise NotADirectoryError(
-            f"output.folder is {folder!r}, which is a file; give a folder"
-        ) from None
+def _require_unused(folder: str, *, resume: bool) -> None:
+    """Refuse a folder in use unless the job is to resume."""
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise NotADirectoryError(f"output.folder is {folder!r}, which is a file; give a folder")
     there = [n for n in (_CHECKPOINT, *_OUTPUTS) if os.path.exists(os.path.join(folder, n))]
     if there and not resume:
         raise FileExistsError(

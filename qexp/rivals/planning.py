@@ -16,7 +16,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks
 from qexp._progress import progress_bar
-from qexp.planning import EFFORTS, Effort, make_shifts, public_records, split_shifted
+from qexp.planning import (
+    EFFORTS,
+    Effort,
+    Score,
+    Scorer,
+    make_shifts,
+    public_records,
+    split_shifted,
+)
 from qexp.rivals._accounting import Target
 from qexp.rivals._boundary import SimulatedBoundary
 from qexp.rivals._descent import model_at
@@ -39,12 +47,16 @@ class RivalPlan:
         Mean and standard deviation over the surrogates.
     accuracy_before : float
         Mean accuracy of the pretrained model on the surrogates.
+    score : str
+        What settings were ranked by.
+    predicted_score : float
+        Mean over the surrogates in terms of that score; larger is better.
     target_epsilon, target_delta : float
     n_records : int
     surrogates : tuple of str
     table : tuple of dict
-        One row a candidate, best first: ``settings``, ``accuracy_mean``, ``accuracy_std``,
-        ``surrogates`` and ``records`` of the last stage that it reached.
+        One row a candidate, best first: ``settings``, ``score_mean``, ``accuracy_mean``,
+        ``accuracy_std``, ``surrogates`` and ``records`` of the last stage that it reached.
     """
 
     method: str
@@ -52,6 +64,8 @@ class RivalPlan:
     predicted_accuracy: float
     predicted_deviation: float
     accuracy_before: float
+    score: str
+    predicted_score: float
     target_epsilon: float
     target_delta: float
     n_records: int
@@ -66,6 +80,8 @@ class RivalPlan:
             "predicted_accuracy": self.predicted_accuracy,
             "predicted_deviation": self.predicted_deviation,
             "accuracy_before": self.accuracy_before,
+            "score": self.score,
+            "predicted_score": self.predicted_score,
             "target_epsilon": self.target_epsilon,
             "target_delta": self.target_delta,
             "n_records": self.n_records,
@@ -89,6 +105,7 @@ def plan_rival(
     public_group: ArrayLike | None = None,
     candidates: Iterable[Any] | None = None,
     trials: int | None = None,
+    score: Score = "accuracy",
     effort: Literal["quick", "full"] = "quick",
     seed: int = 0,
     progress: bool = False,
@@ -108,7 +125,7 @@ def plan_rival(
         n of the private data; public.
     target_epsilon, target_delta, neighboring_relation
         The privacy of the job to come.
-    surrogate, image_shape, public_group, effort, seed
+    surrogate, image_shape, public_group, score, effort, seed
         As in :func:`qexp.planning.plan`.
     candidates : iterable of settings, optional
         Default: the method's grid, whose best are refined at the end; candidates of your own are
@@ -145,8 +162,19 @@ def plan_rival(
     if trials is not None and _checks.count(trials, "trials") < len(pool):
         kept = np.random.default_rng(seed).permutation(len(pool))[:trials]
         pool = [pool[i] for i in sorted(kept)]
-    shifts = make_shifts(surrogate, model, X, y, image_shape, public_group, budget.surrogates, seed)
-    search = _Search(method, model, PublicData(X, y), shifts, n, target, seed)
+    scorer = Scorer(score, y)
+    shifts = make_shifts(
+        surrogate,
+        model,
+        X,
+        y,
+        image_shape,
+        public_group,
+        budget.surrogates,
+        seed,
+        "auroc" if scorer.score == "auroc" else "accuracy",
+    )
+    search = _Search(method, model, PublicData(X, y), shifts, n, target, scorer, seed)
     search.run(pool, budget, refine=candidates is None, progress=progress)
     best = search.ranked()[0]
     row = search.row(best)
@@ -156,6 +184,8 @@ def plan_rival(
         predicted_accuracy=row["accuracy_mean"],
         predicted_deviation=row["accuracy_std"],
         accuracy_before=search.before,
+        score=scorer.name,
+        predicted_score=row["score_mean"],
         target_epsilon=target.epsilon,
         target_delta=target.delta,
         n_records=n,
@@ -175,8 +205,10 @@ class _Search:
         shifts: Sequence[Surrogate],
         n_records: int,
         target: Target,
+        scorer: Scorer,
         seed: int,
     ) -> None:
+        self.scorer = scorer
         self.method, self.model, self.public = method, model, public
         self.n_records, self.target, self.seed = n_records, target, seed
         self.domains = [
@@ -187,7 +219,8 @@ class _Search:
             np.mean([model.score(X_test, y_test) for _, _, X_test, y_test in self.domains])
         )
         self.stage: dict[Any, int] = {}
-        self.scores: dict[Any, tuple[list[float], int]] = {}
+        # (score and accuracy, one pair a surrogate; simulated private records)
+        self.scores: dict[Any, tuple[list[tuple[float, float]], int]] = {}
 
     def run(self, pool: list[Any], effort: Effort, *, refine: bool, progress: bool) -> None:
         """Try the settings in stages."""
@@ -209,9 +242,11 @@ class _Search:
 
     def row(self, settings: Any) -> dict[str, Any]:
         """Tell what is known of settings."""
-        accuracies, records = self.scores[settings]
+        pairs, records = self.scores[settings]
+        accuracies = [accuracy for _, accuracy in pairs]
         return {
             "settings": settings,
+            "score_mean": self._mean(settings),
             "accuracy_mean": float(np.mean(accuracies)),
             "accuracy_std": float(np.std(accuracies)),
             "surrogates": len(accuracies),
@@ -219,7 +254,7 @@ class _Search:
         }
 
     def _mean(self, settings: Any) -> float:
-        return float(np.mean(self.scores[settings][0]))
+        return float(np.mean([score for score, _ in self.scores[settings][0]]))
 
     def _try(
         self,
@@ -232,26 +267,27 @@ class _Search:
         records = self.n_records if records is None else min(records, self.n_records)
         with progress_bar(len(pool), f"trials of stage {stage + 1}", show=progress) as advance:
             for settings in pool:
-                accuracies = [
-                    self._accuracy(settings, domain, records, self.seed + 1000 * stage + i)
+                pairs = [
+                    self._tried(settings, domain, records, self.seed + 1000 * stage + i)
                     for i, domain in enumerate(self.domains[:surrogates])
                 ]
-                self.scores[settings] = accuracies, records
+                self.scores[settings] = pairs, records
                 self.stage[settings] = stage
                 advance(1)
 
-    def _accuracy(
+    def _tried(
         self,
         settings: Any,
         domain: tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]],
         records: int,
         seed: int,
-    ) -> float:
+    ) -> tuple[float, float]:
+        """Give score and accuracy."""
         X, y, X_test, y_test = domain
         boundary = SimulatedBoundary(
             X[:records], y[:records], self.target, self.n_records, np.random.default_rng(seed)
         )
         tuned = self.method.algorithm(self.model, boundary, settings, self.public)
         if tuned.diverged:
-            return 0.0
-        return float(model_at(self.model, tuned.theta).score(X_test, y_test))
+            return self.scorer.of_diverged, 0.0
+        return self.scorer(model_at(self.model, tuned.theta), X_test, y_test)

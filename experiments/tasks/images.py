@@ -1,18 +1,16 @@
-"""Real transfer tasks: a pretrained public model, and private records of a shifted domain.
-
-Every task is a function of a seed, which sets the initial weights, the shuffles of pretraining and
-which public records are held out. Nothing is cached on disk: pretraining takes seconds.
-"""
+"""Digits: from one hand, frame or angle to another."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.tasks._task import Task, split
 from qexp.datasets import load_mnist, load_usps
 from qexp.datasets.images import resize, rotate
 from qexp.models import MultilayerPerceptron, mlp
@@ -23,49 +21,11 @@ _ROTATION = 25.0
 _ROTATED_RECORDS = 4_000
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Task:
-    """A transfer task. All images are flat rows of float32 in [0, 1].
-
-    Attributes
-    ----------
-    name : str
-    model : MultilayerPerceptron
-        Pretrained on the public records.
-    X_public, y_public
-        What the model was pretrained on.
-    X_held_out, y_held_out
-        Public records that pretraining has not seen, for curvature and planning.
-    X_private, y_private
-        What the model is to be fine-tuned on.
-    X_test, y_test
-        Records of the private domain that measure the result, and nothing else.
-    image_shape : (int, int)
-    planning : (model, X, y), optional
-        What schedules are planned with, where the held-out records are too few to stand for the
-        private ones: a model that was pretrained on a part of the public records, and the others.
-        Default: the model and the held-out records.
-    """
-
-    name: str
-    model: MultilayerPerceptron
-    X_public: NDArray[np.float32]
-    y_public: NDArray[np.uint8]
-    X_held_out: NDArray[np.float32]
-    y_held_out: NDArray[np.uint8]
-    X_private: NDArray[np.float32]
-    y_private: NDArray[np.uint8]
-    X_test: NDArray[np.float32]
-    y_test: NDArray[np.uint8]
-    image_shape: tuple[int, int]
-    planning: tuple[MultilayerPerceptron, NDArray[np.float32], NDArray[np.uint8]] | None = None
-
-
 def mnist_to_usps(seed: int = 0) -> Task:
     """MNIST digits in the frame of USPS; private: the 7,291 USPS training digits."""
     mnist, usps = load_mnist(), load_usps()
     images = _in_usps_frame(mnist.x_train)
-    public, held_out = _split(len(images), _HELD_OUT, seed)
+    public, held_out = split(len(images), _HELD_OUT, seed)
     return Task(
         name="mnist_to_usps",
         model=_pretrained((256, 64, 10), images[public], mnist.y_train[public], seed),
@@ -87,8 +47,8 @@ def mnist_rotated(seed: int = 0) -> Task:
     The private digits are the same for all seeds, so that a plan made at one seed has seen none.
     """
     mnist = load_mnist()
-    rest, private = _split(len(mnist.x_train), _ROTATED_RECORDS, seed=0)
-    kept, out = _split(len(rest), _HELD_OUT, seed)
+    rest, private = split(len(mnist.x_train), _ROTATED_RECORDS, seed=0)
+    kept, out = split(len(rest), _HELD_OUT, seed)
     public, held_out = rest[kept], rest[out]
     images = _flat(mnist.x_train)
     return Task(
@@ -133,8 +93,25 @@ def usps_to_mnist(seed: int = 0) -> Task:
     )
 
 
-TASKS: Mapping[str, Callable[[int], Task]] = {
-    task.__name__: task for task in (mnist_to_usps, mnist_rotated, usps_to_mnist)
+def mnist_few(n_records: int, seed: int = 0) -> Task:
+    """MNIST digits in the frame of USPS; private: so few of the USPS training digits.
+
+    The same model as that of `mnist_to_usps`, and all 2,007 USPS test digits. The private digits
+    are the same for all seeds, and the first of those of a larger `n_records`.
+    """
+    whole = mnist_to_usps(seed)
+    kept = np.random.default_rng(0).permutation(len(whole.X_private))[:n_records]
+    return replace(
+        whole,
+        name=f"mnist_few_{n_records}",
+        X_private=whole.X_private[kept],
+        y_private=whole.y_private[kept],
+    )
+
+
+TASKS: Final[Mapping[str, Callable[[int], Task]]] = {
+    **{task.__name__: task for task in (mnist_to_usps, mnist_rotated, usps_to_mnist)},
+    **{f"mnist_few_{n}": partial(mnist_few, n) for n in (250, 500, 1000, 2000)},
 }
 
 
@@ -147,11 +124,6 @@ def _flat(images: NDArray[Any]) -> NDArray[np.float32]:
     scale = np.float32(255 if images.dtype == np.uint8 else 1)
     flat: NDArray[np.float32] = images.reshape(len(images), -1).astype(np.float32) / scale
     return flat
-
-
-def _split(n_records: int, n_second: int, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    order = np.random.default_rng(seed).permutation(n_records)
-    return np.sort(order[n_second:]), np.sort(order[:n_second])
 
 
 def _pretrained(

@@ -1,0 +1,79 @@
+"""Run the study: any task, method, budget and seed, all of them, or their tables and figures.
+
+    python -m experiments mnist_to_usps --method qexp --epsilon 1 --seed 0
+    python -m experiments all --jobs 2 [--tasks …] [--methods …] [--epsilons …] [--seeds 10]
+    python -m experiments report
+
+The first prints one JSON line. The second fills experiments/results, shows progress, leaves out
+what is there already, and may be stopped at any moment. The third writes docs/study.md and its
+figures from what is there. Settings are planned on public records alone. Noise comes from
+reproducible test generators, so that the releases of a study are not private.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from experiments.study import DEFAULT_EPSILONS, METHODS, Cell, report, results, run_all, run_cell
+from experiments.tasks import TASKS
+
+
+def main() -> None:
+    if len(sys.argv) > 1 and sys.argv[1] == "report":
+        argparse.ArgumentParser(prog="python -m experiments report").parse_args(sys.argv[2:])
+        for path in report.write():
+            print(path)
+    elif len(sys.argv) > 1 and sys.argv[1] == "all":
+        everything(sys.argv[2:])
+    else:
+        one(sys.argv[1:])
+
+
+def one(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments",
+        description=__doc__.splitlines()[0],
+        epilog="\n".join(__doc__.splitlines()[2:5]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("task", choices=[*sorted(TASKS), "all", "report"])
+    parser.add_argument("--method", choices=sorted(METHODS), default="qexp")
+    parser.add_argument("--epsilon", type=float, default=1.0)
+    parser.add_argument("--delta", type=float, default=1e-5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--effort", choices=["quick", "full"], default="quick")
+    arguments = parser.parse_args(argv)
+    cell = Cell(
+        arguments.task, arguments.method, arguments.epsilon, arguments.delta, arguments.seed
+    )
+    print(json.dumps(run_cell(cell, effort=arguments.effort)))
+
+
+def everything(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments all")
+    parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=sorted(TASKS))
+    parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=list(METHODS))
+    parser.add_argument("--epsilons", nargs="+", type=float, default=list(DEFAULT_EPSILONS))
+    parser.add_argument("--delta", type=float, default=1e-5)
+    parser.add_argument("--seeds", type=int, default=10, help="0 up to this number less one")
+    parser.add_argument("--effort", choices=["quick", "full"], default="quick")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    arguments = parser.parse_args(argv)
+    failed = run_all(
+        tasks=arguments.tasks,
+        methods=arguments.methods,
+        epsilons=arguments.epsilons,
+        delta=arguments.delta,
+        seeds=range(arguments.seeds),
+        effort=arguments.effort,
+        jobs=arguments.jobs,
+        store=results.Store(),
+    )
+    if failed:
+        sys.exit(f"{failed} group(s) of cells failed; the others are in experiments/results")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Read made-up MIMIC-III tables of any size; report time and peak memory.
+
+    python -m experiments.mimic3_memory /tmp/mimic --rows 30000000 --stays 40000
+
+writes tables in the published schema with random contents into the folder (unless they are there),
+reads them with `qexp.datasets.load_mimic3` in a process of its own and prints one JSON line. No
+row tells of any patient.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_LOADED = "--loaded"
+_CHART_ITEMS = (211, 220045, 51, 220050, 8368, 220051, 618, 220210, 223761, 678, 646, 220277)
+_OTHER_ITEMS = tuple(range(2000, 2036))  # three in four rows are of no interest, as in the release
+
+
+def write_tables(folder: Path, rows: int, stays: int) -> None:
+    """Write tables with `rows` rows of CHARTEVENTS, spread at random over `stays` stays."""
+    import duckdb
+
+    folder.mkdir(parents=True, exist_ok=True)
+    connection = duckdb.connect(config={"memory_limit": "4GB", "threads": 2})
+    connection.execute("SET preserve_insertion_order = false")
+
+    def write(name: str, query: str) -> None:
+        path = folder / f"{name}.csv.gz"
+        if not path.exists():
+            connection.execute(f"COPY ({query}) TO '{path}' (HEADER, QUOTE '\"', COMPRESSION gzip)")
+
+    intime = "TIMESTAMP '2130-01-01' + INTERVAL (i % 10000) HOUR"
+    write(
+        "PATIENTS",
+        "SELECT i AS ROW_ID, i AS SUBJECT_ID, CASE i % 2 WHEN 0 THEN 'F' ELSE 'M' END AS GENDER, "
+        f"TIMESTAMP '2050-01-01' AS DOB FROM range(1, {stays + 1}) t(i)",
+    )
+    write(
+        "ADMISSIONS",
+        f"SELECT i AS ROW_ID, i AS SUBJECT_ID, 100000 + i AS HADM_ID, {intime} AS ADMITTIME, "
+        f"{intime} + INTERVAL 9 DAY AS DISCHTIME, NULL AS DEATHTIME, "
+        "'EMERGENCY' AS ADMISSION_TYPE, i % 9 // 8 AS HOSPITAL_EXPIRE_FLAG "
+        f"FROM range(1, {stays + 1}) t(i)",
+    )
+    write(
+        "ICUSTAYS",
+        "SELECT i AS ROW_ID, i AS SUBJECT_ID, 100000 + i AS HADM_ID, 200000 + i AS ICUSTAY_ID, "
+        f"'MICU' AS FIRST_CAREUNIT, {intime} AS INTIME, {intime} + INTERVAL 4 DAY AS OUTTIME, "
+        f"4.0 AS LOS FROM range(1, {stays + 1}) t(i)",
+    )
+    events = (
+        f"WITH e AS (SELECT r, 1 + CAST(hash(r) % {stays} AS INTEGER) AS i, "
+        "{items}[1 + CAST(hash(r, 1) % {n} AS INTEGER)] AS item, "
+        "CAST(hash(r, 2) % 5760 AS INTEGER) AS m, 40 + hash(r, 3) % 800 / 10 AS v "
+        "FROM range(1, {rows} + 1) t(r)) "
+    )
+
+    def items(ids: tuple[int, ...], count: int) -> str:
+        return events.format(items=list(ids), n=len(ids), rows=count)
+
+    write(
+        "CHARTEVENTS",
+        items(_CHART_ITEMS + _OTHER_ITEMS, rows)
+        + "SELECT r AS ROW_ID, i AS SUBJECT_ID, 100000 + i AS HADM_ID, 200000 + i AS ICUSTAY_ID, "
+        f"item AS ITEMID, {intime} + INTERVAL (m) MINUTE AS CHARTTIME, CHARTTIME AS STORETIME, "
+        "14000 + hash(r, 4) % 5000 AS CGID, v AS VALUE, v AS VALUENUM, 'bpm' AS VALUEUOM, "
+        "0 AS WARNING, 0 AS ERROR, NULL AS RESULTSTATUS, NULL AS STOPPED FROM e",
+    )
+    write(
+        "LABEVENTS",
+        items((50912, 51006, 50983, 50971, 51301), rows // 12)
+        + "SELECT r AS ROW_ID, i AS SUBJECT_ID, 100000 + i AS HADM_ID, item AS ITEMID, "
+        f"{intime} + INTERVAL (m) MINUTE AS CHARTTIME, v AS VALUE, v AS VALUENUM, "
+        "'mEq/L' AS VALUEUOM, NULL AS FLAG FROM e",
+    )
+    write(
+        "OUTPUTEVENTS",
+        items((40055, 226559), rows // 75)
+        + "SELECT r AS ROW_ID, i AS SUBJECT_ID, 100000 + i AS HADM_ID, 200000 + i AS ICUSTAY_ID, "
+        f"{intime} + INTERVAL (m) MINUTE AS CHARTTIME, item AS ITEMID, v AS VALUE, "
+        "'ml' AS VALUEUOM, NULL AS STORETIME, NULL AS CGID, NULL AS STOPPED, NULL AS NEWBOTTLE, "
+        "NULL AS ISERROR FROM e",
+    )
+
+
+def read(folder: Path, memory_limit: str) -> dict[str, object]:
+    """Read the tables, and tell what it took this process."""
+    from qexp.datasets import load_mimic3
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    stays = load_mimic3(folder.parent, folder=folder.name, memory_limit=memory_limit)
+    return {
+        "stays": len(stays.X),
+        "features": stays.X.shape[1],
+        "seconds": round(time.perf_counter() - started, 1),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_mb_before": before // 1024,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rows", type=int, default=30_000_000)
+    parser.add_argument("--stays", type=int, default=40_000)
+    parser.add_argument("--memory-limit", default="1GB")
+    parser.add_argument(_LOADED, action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.loaded:
+        print(json.dumps(read(arguments.folder, arguments.memory_limit)))
+        return
+    write_tables(arguments.folder, arguments.rows, arguments.stays)
+    # A process that has written tables has had a peak of its own.
+    command = [sys.executable, "-m", "experiments.mimic3_memory", str(arguments.folder), _LOADED]
+    command += ["--memory-limit", arguments.memory_limit]
+    line = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    size = (arguments.folder / "CHARTEVENTS.csv.gz").stat().st_size
+    print(json.dumps({"rows": arguments.rows, "chartevents_mb": size // 2**20, **line}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""One cell of the study: a task, a method, a budget and a seed."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, Literal
+
+from experiments.study.methods import METHODS, NO_BUDGET
+from experiments.tasks import TASKS, Task
+
+__all__ = ["DEFAULT_EPSILONS", "Cell", "plan_settings", "run_cell", "run_planned"]
+
+DEFAULT_EPSILONS: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+CHOSEN_ON: Final = "shifted public records, at seed 0"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where a figure stands."""
+
+    task: str
+    method: str
+    epsilon: float
+    delta: float
+    seed: int
+
+
+def run_cell(cell: Cell, *, effort: Literal["quick", "full"] = "quick") -> dict[str, Any]:
+    """Plan and run one cell, and the fine-tuning without privacy to compare it with."""
+    settings = plan_settings(cell.task, cell.method, cell.epsilon, cell.delta, effort)
+    line = run_planned(cell, settings)
+    free = Cell(cell.task, "non_private", NO_BUDGET, cell.delta, cell.seed)
+    free_settings = plan_settings(cell.task, "non_private", NO_BUDGET, cell.delta, effort)
+    line["non_private"] = run_planned(free, free_settings)["value"]
+    return line
+
+
+def plan_settings(
+    task: str, method: str, epsilon: float, delta: float, effort: Any
+) -> dict[str, Any]:
+    """Plan on the public records of seed 0: one plan serves all seeds, as it would one job."""
+    epsilon = epsilon if METHODS[method].takes_budget else 1.0
+    return METHODS[method].plan(_task(task, 0), epsilon, delta, effort)
+
+
+def run_planned(cell: Cell, settings: dict[str, Any]) -> dict[str, Any]:
+    """Run one cell with settings that are given.
+
+    Returns
+    -------
+    dict
+        As JSON can hold it. ``seconds`` are of the private part alone, without pretraining and
+        planning; ``peak_mib`` of the whole process; ``mu`` is None for Poisson samples, whose
+        privacy is no single Gaussian's.
+    """
+    task = _task(cell.task, cell.seed)
+    started = time.perf_counter()
+    epsilon = cell.epsilon if math.isfinite(cell.epsilon) else 1.0
+    tuned = METHODS[cell.method].run(task, settings, epsilon, cell.delta, cell.seed)
+    seconds = time.perf_counter() - started
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return {
+        "task": cell.task,
+        "method": cell.method,
+        "epsilon": cell.epsilon if math.isfinite(cell.epsilon) else None,
+        "delta": cell.delta,
+        "mu": tuned.mu,
+        "relation": tuned.relation,
+        "seed": cell.seed,
+        "metric": task.metric,
+        "value": task.value(tuned.model),
+        "measures": task.measures(tuned.model),
+        "before": task.value(task.model),
+        "non_private": None,
+        "rounds": tuned.rounds,
+        "seconds": round(seconds, 3),
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1),
+        "hyperparameters": settings,
+        "chosen_on": CHOSEN_ON,
+    }
+
+
+@lru_cache(maxsize=2)
+def _task(name: str, seed: int) -> Task:
+    return TASKS[name](seed)

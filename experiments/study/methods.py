@@ -1,0 +1,145 @@
+"""All methods of the study behind two functions: plan on public records, then run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
+
+from experiments.tasks import Task
+from qexp import rivals
+from qexp.bits import insecure_test_generator
+from qexp.finetune import Schedule, fine_tune
+from qexp.layered import KroneckerCurvature
+from qexp.planning import plan
+from qexp.rivals import plan_rival
+
+__all__ = ["METHODS", "StudyMethod", "Tuned"]
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """What came of one run."""
+
+    model: Any
+    mu: float | None
+    relation: str
+    rounds: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class StudyMethod:
+    """A method of the study.
+
+    Attributes
+    ----------
+    plan : function of (task, epsilon, delta, effort)
+        Gives settings chosen on public records, as JSON can hold them.
+    run : function of (task, settings, epsilon, delta, seed)
+    takes_budget : bool
+        False where ε makes no difference.
+    """
+
+    plan: Callable[[Task, float, float, Any], dict[str, Any]]
+    run: Callable[[Task, dict[str, Any], float, float, int], Tuned]
+    takes_budget: bool = True
+
+
+def _planning_arguments(task: Task, epsilon: float, delta: float, effort: Any) -> dict[str, Any]:
+    return {
+        "n_records": len(task.X_private),
+        "target_epsilon": epsilon,
+        "target_delta": delta,
+        "surrogate": task.planning_surrogates or task.surrogate,
+        "image_shape": task.image_shape,
+        "public_group": task.planning_group,
+        "score": task.metric,
+        "effort": effort,
+    }
+
+
+def _planning_records(task: Task) -> tuple[Any, Any, Any]:
+    return task.planning or (task.model, task.X_held_out, task.y_held_out)
+
+
+def _qexp(rounds: int | None) -> StudyMethod:
+    def planned(task: Task, epsilon: float, delta: float, effort: Any) -> dict[str, Any]:
+        arguments = _planning_arguments(task, epsilon, delta, effort)
+        candidates = task.candidates if rounds is None else None
+        made = plan(*_planning_records(task), rounds=rounds, candidates=candidates, **arguments)
+        return made.schedule.describe()
+
+    def run(task: Task, settings: dict[str, Any], epsilon: float, delta: float, seed: int) -> Tuned:
+        schedule = Schedule(**{**settings, "budget": settings["budget"] or None})
+        result = fine_tune(
+            task.model,
+            task.X_private,
+            task.y_private,
+            schedule=schedule,
+            curvature=lambda model: KroneckerCurvature.from_model(
+                model, task.curvature_records(), damping=schedule.damping
+            ),
+            target_epsilon=epsilon,
+            target_delta=delta,
+            rng=insecure_test_generator(seed),
+        )
+        release = result.release
+        return Tuned(result.model, release.mu, release.neighboring_relation, result.rounds_done)
+
+    return StudyMethod(planned, run)
+
+
+def _rival(method: rivals.Method[Any]) -> StudyMethod:
+    def planned(task: Task, epsilon: float, delta: float, effort: Any) -> dict[str, Any]:
+        arguments = _planning_arguments(task, epsilon, delta, effort)
+        made = plan_rival(method, *_planning_records(task), **arguments)
+        return asdict(made.settings)
+
+    def run(task: Task, settings: dict[str, Any], epsilon: float, delta: float, seed: int) -> Tuned:
+        result = method(
+            task.model,
+            task.X_private,
+            task.y_private,
+            target_epsilon=epsilon,
+            target_delta=delta,
+            public_data=(task.X_held_out, task.y_held_out),
+            settings=_settings(method.settings_type, settings),
+            rng=insecure_test_generator(seed),
+        )
+        release = result.release
+        if release is None:
+            return Tuned(result.model, None, "none", None)
+        sampled = release.certificate()["mu_is"] != "exact"
+        return Tuned(
+            result.model,
+            None if sampled else release.mu,
+            release.neighboring_relation,
+            len(result.history),
+        )
+
+    return StudyMethod(planned, run, takes_budget=method.name not in _FREE)
+
+
+def _settings(settings_type: type[Any], values: Mapping[str, Any]) -> Any:
+    """Make settings of what JSON holds, where tuples are lists."""
+    known = {f.name for f in fields(settings_type)}
+    return settings_type(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+            if name in known
+        }
+    )
+
+
+_FREE: Final = ("public_only", "non_private")
+METHODS: Final[Mapping[str, StudyMethod]] = {
+    "qexp": _qexp(None),
+    "qexp_one_round": _qexp(1),
+    **{name: _rival(method) for name, method in rivals.METHODS.items()},
+}
+"""qexp with planned rounds, with one round, and every rival."""
+
+NO_BUDGET: Final = math.inf
+"""The ε of methods that take none."""

@@ -1,0 +1,150 @@
+"""All cells, in several processes, as often as it takes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.study.cells import Cell, plan_settings, run_planned
+from experiments.study.methods import METHODS, NO_BUDGET
+from experiments.study.results import Store
+from qexp._progress import progress_bar
+
+__all__ = ["run_all"]
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """The seeds that are missing at one ε; settings, where some seed had them planned."""
+
+    epsilon: float
+    seeds: tuple[int, ...]
+    settings: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """What is missing of a task and method: the cells of one file, which one process writes."""
+
+    task: str
+    method: str
+    delta: float
+    effort: str
+    budgets: tuple[_Budget, ...]
+
+    @property
+    def n_cells(self) -> int:
+        return sum(len(budget.seeds) for budget in self.budgets)
+
+
+def run_all(
+    *,
+    tasks: Sequence[str],
+    methods: Sequence[str],
+    epsilons: Sequence[float],
+    delta: float,
+    seeds: Iterable[int],
+    effort: str,
+    jobs: int,
+    store: Store,
+) -> int:
+    """Run what is missing of the study, and give the number of tasks and methods that failed.
+
+    A cell is stored as soon as it is done: what a stop loses is a cell for each process, or the
+    plan that it was at.
+    """
+    groups = list(_missing(tasks, methods, epsilons, delta, tuple(seeds), effort, store))
+    # One thread each, so that none waits for another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    failed = 0
+    # Spawned, so that no thread of BLAS is forked.
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Manager() as manager,
+        progress_bar(sum(group.n_cells for group in groups), "cells", show=True) as advance,
+        ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool,
+    ):
+        done_cells = manager.Queue()
+        running = {pool.submit(_run, group, store, done_cells): group for group in groups}
+        try:
+            while running:
+                ended, _ = wait(running, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
+                while not done_cells.empty():
+                    advance(done_cells.get())
+                for future in ended:
+                    group = running.pop(future)
+                    try:
+                        future.result()
+                    except Exception:
+                        failed += 1
+                        print(f"{group.task}, {group.method}:", file=sys.stderr)
+                        traceback.print_exc()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failed
+
+
+def _missing(
+    tasks: Sequence[str],
+    methods: Sequence[str],
+    epsilons: Sequence[float],
+    delta: float,
+    seeds: tuple[int, ...],
+    effort: str,
+    store: Store,
+) -> Iterator[_Group]:
+    for task in tasks:
+        for method in methods:
+            known = store.lines(task, method)
+            budgets = []
+            for epsilon in epsilons if METHODS[method].takes_budget else (NO_BUDGET,):
+                stated = None if epsilon == NO_BUDGET else epsilon
+                done = {
+                    line["seed"]: line["hyperparameters"]
+                    for line in known
+                    if (line["epsilon"], line["delta"]) == (stated, delta)
+                }
+                missing = tuple(seed for seed in seeds if seed not in done)
+                if missing:
+                    settings = next(iter(done.values()), None)
+                    budgets.append(_Budget(epsilon, missing, settings))
+            if budgets:
+                yield _Group(task, method, delta, effort, tuple(budgets))
+
+
+def _run(group: _Group, store: Store, done_cells: Any) -> None:
+    settings = {}
+    for budget in group.budgets:
+        settings[budget.epsilon] = budget.settings or plan_settings(
+            group.task, group.method, budget.epsilon, group.delta, group.effort
+        )
+        # The first cell of a plan keeps it: it need not be made again after a stop.
+        _run_cell(group, budget.epsilon, budget.seeds[0], settings, store, done_cells)
+    # Seed by seed, since pretraining takes longer than a cell.
+    for seed in sorted({seed for budget in group.budgets for seed in budget.seeds[1:]}):
+        for budget in group.budgets:
+            if seed in budget.seeds[1:]:
+                _run_cell(group, budget.epsilon, seed, settings, store, done_cells)
+
+
+def _run_cell(
+    group: _Group,
+    epsilon: float,
+    seed: int,
+    settings: dict[float, dict[str, Any]],
+    store: Store,
+    done_cells: Any,
+) -> None:
+    cell = Cell(group.task, group.method, epsilon, group.delta, seed)
+    store.add([run_planned(cell, settings[epsilon])])
+    done_cells.put(1)

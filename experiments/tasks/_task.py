@@ -1,0 +1,108 @@
+"""What a transfer task is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qexp.finetune import Schedule
+from qexp.measures import area_under_roc, average_precision, calibration_error
+from qexp.models import MultilayerPerceptron
+from qexp.surrogates import Surrogate
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Task:
+    """A transfer task. Records are rows of float32; images are flat, in [0, 1].
+
+    Attributes
+    ----------
+    name : str
+    model : MultilayerPerceptron
+        Pretrained on the public records.
+    X_public, y_public
+        What the model was pretrained on.
+    X_held_out, y_held_out
+        Public records that pretraining has not seen, for curvature and planning.
+    X_private, y_private
+        What the model is to be fine-tuned on.
+    X_test, y_test
+        Records of the private domain that measure the result, and nothing else.
+    metric : {"accuracy", "auroc"}
+        What counts on the test records.
+    surrogate : {"images", "tabular"}
+        The kind of records.
+    planning_surrogates : sequence of shifts, optional
+        What public records are put to for planning. Default: what the planner makes of `surrogate`.
+    candidates : sequence of Schedule, optional
+        What is planned from. Default: the planner's grid.
+    image_shape : (int, int) or None
+        Height and width of images.
+    planning : (model, X, y), optional
+        What schedules are planned with, where the held-out records are too few to stand for the
+        private ones: a model that was pretrained on a part of the public records, and the others.
+        Default: the model and the held-out records.
+    planning_group : array, optional
+        A public column of the records that schedules are planned with, such as the care unit.
+    X_curvature : array, optional
+        Public records for the curvature. Default: those held out.
+    fit_arguments : mapping
+        Of ``model.fit``, to fine-tune without privacy.
+    """
+
+    name: str
+    model: MultilayerPerceptron
+    X_public: NDArray[np.float32]
+    y_public: NDArray[np.uint8]
+    X_held_out: NDArray[np.float32]
+    y_held_out: NDArray[np.uint8]
+    X_private: NDArray[np.float32]
+    y_private: NDArray[np.uint8]
+    X_test: NDArray[np.float32]
+    y_test: NDArray[np.uint8]
+    metric: Literal["accuracy", "auroc"] = "accuracy"
+    surrogate: Literal["images", "tabular"] = "images"
+    planning_surrogates: Sequence[Surrogate] | None = None
+    candidates: Sequence[Schedule] | None = None
+    image_shape: tuple[int, int] | None = None
+    planning: tuple[MultilayerPerceptron, NDArray[np.float32], NDArray[np.uint8]] | None = None
+    planning_group: NDArray[Any] | None = None
+    X_curvature: NDArray[np.float32] | None = None
+    fit_arguments: Mapping[str, Any] | None = None
+
+    def curvature_records(self) -> NDArray[np.float32]:
+        """Give the public records that curvature is made of."""
+        return self.X_held_out if self.X_curvature is None else self.X_curvature
+
+    def non_private(self) -> MultilayerPerceptron:
+        """Fine-tune without privacy."""
+        arguments = {"epochs": 20, **(self.fit_arguments or {})}
+        return self.model.fit(self.X_private, self.y_private, **arguments)
+
+    def value(self, model: MultilayerPerceptron) -> float:
+        """Measure a model on the test records by the task's metric."""
+        return self.measures(model)[self.metric]
+
+    def measures(self, model: MultilayerPerceptron) -> dict[str, float]:
+        """Measure a model on the test records.
+
+        Accuracy; for two classes of which the metric is AUROC also that, the average precision
+        (AUPRC) and the calibration error.
+        """
+        found = {"accuracy": float(model.score(self.X_test, self.y_test))}
+        if self.metric == "auroc":
+            probabilities = model.predict_proba(self.X_test)[:, 1]
+            found["auroc"] = area_under_roc(self.y_test, probabilities)
+            found["auprc"] = average_precision(self.y_test, probabilities)
+            found["calibration_error"] = calibration_error(self.y_test, probabilities)
+        return found
+
+
+def split(n_records: int, n_second: int, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Split record numbers at random into those of two parts, each in order."""
+    order = np.random.default_rng(seed).permutation(n_records)
+    return np.sort(order[n_second:]), np.sort(order[:n_second])

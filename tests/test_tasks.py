@@ -1,0 +1,125 @@
+"""The transfer tasks of the experiments, which are not part of the package."""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    sys.path.insert(0, str(REPOSITORY))
+    try:
+        from experiments.tasks import TASKS
+    finally:
+        sys.path.remove(str(REPOSITORY))
+    return TASKS
+
+
+def test_names(tasks):
+    assert set(tasks) == {
+        *("mnist_to_usps", "mnist_rotated", "usps_to_mnist"),
+        *("mnist_few_250", "mnist_few_500", "mnist_few_1000", "mnist_few_2000"),
+        *("icu_cardiac", "icu_cardiac_mlp", "icu_time", "mimic_mortality", "adult_work"),
+    }
+
+
+def check(task, name, sizes):
+    """Check what all tasks have in common; `sizes` are of private and test records."""
+    assert task.name == name
+    assert (len(task.X_private), len(task.X_test)) == sizes
+    model, X_planning, y_planning = task.planning or (task.model, task.X_held_out, task.y_held_out)
+    d = task.model.layer_sizes[0]
+    for X, y in (
+        (task.X_public, task.y_public),
+        (task.X_held_out, task.y_held_out),
+        (task.X_private, task.y_private),
+        (task.X_test, task.y_test),
+        (X_planning, y_planning),
+    ):
+        assert X.dtype == np.float32
+        assert X.shape == (len(y), d)
+        assert np.isfinite(X).all()
+        assert y.max() < task.model.layer_sizes[-1]
+    assert model.layer_sizes == task.model.layer_sizes
+    assert task.curvature_records().shape[1] == d
+    assert (task.image_shape is None) == (task.surrogate != "images")
+    if task.planning_group is not None:
+        assert len(task.planning_group) == len(X_planning)
+    measures = task.measures(task.model)
+    expected = {"accuracy"} | (
+        {"auroc", "auprc", "calibration_error"} if task.metric == "auroc" else set()
+    )
+    assert set(measures) == expected
+    assert all(0 <= value <= 1 for value in measures.values())
+    assert task.value(task.model) == measures[task.metric]
+
+
+def apart(*blocks):
+    """Whether no record is in two of the blocks."""
+    seen = [{hashlib.sha256(row.tobytes()).digest() for row in X} for X in blocks]
+    return len(set.union(*seen)) == sum(len(block) for block in seen)
+
+
+@pytest.mark.data
+def test_few_digits_are_the_first_of_more(tasks):
+    task, more = tasks["mnist_few_500"](0), tasks["mnist_few_1000"](0)
+    check(task, "mnist_few_500", (500, 2007))
+    assert more.X_private[:500].tobytes() == task.X_private.tobytes()
+    assert len(np.unique(task.y_private)) == 10
+    assert task.non_private().score(task.X_test, task.y_test) > task.value(task.model) + 0.1
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("icu_cardiac", (1451, 1372)),
+        ("icu_time", (2000, 2000)),
+        ("adult_work", (3657, 1900)),
+    ],
+)
+def test_tables(tasks, name, sizes):
+    task = tasks[name](0)
+    check(task, name, sizes)
+    if name == "icu_cardiac":  # elsewhere there are stays without a value, or people, alike
+        assert apart(task.X_public, task.X_held_out, task.X_private, task.X_test)
+    gained = task.value(task.non_private()) - task.value(task.model)
+    assert gained > (0.01 if name != "icu_time" else -0.01)
+
+
+@pytest.mark.data
+def test_the_hidden_layer_is_the_only_difference(tasks):
+    task = tasks["icu_cardiac_mlp"](0)
+    check(task, "icu_cardiac_mlp", (1451, 1372))
+    assert len(task.model.layer_sizes) == 3
+
+
+@pytest.mark.data
+def test_mimic_from_tables_to_a_release(tasks):
+    pytest.importorskip("duckdb", reason="DuckDB (the extra qexp[mimic]) is not installed")
+    if not Path(os.environ["QEXP_DATA"], "mimic3_demo").is_dir():
+        pytest.skip("the open MIMIC-III sample is not in QEXP_DATA/mimic3_demo")
+    from qexp import KroneckerCurvature, Schedule, fine_tune
+    from qexp.bits import insecure_test_generator
+
+    task = tasks["mimic_mortality"](0)
+    check(task, "mimic_mortality", (14, 13))
+    assert apart(task.X_public, task.X_held_out, task.X_private, task.X_test)
+    result = fine_tune(
+        task.model,
+        task.X_private,
+        task.y_private,
+        schedule=Schedule(rounds=2, clipping_norm=1.0, step_size=0.1, damping=0.1),
+        curvature=KroneckerCurvature.from_model(task.model, task.curvature_records(), damping=0.1),
+        target_epsilon=1.0,
+        target_delta=1e-5,
+        rng=insecure_test_generator(0),
+    )
+    assert set(task.measures(result.model)) == set(task.measures(task.model))
+    assert not np.array_equal(result.model.weights, task.model.weights)

@@ -200,8 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--mislabelled", type=float, default=0.0, help="share of them that get a wrong label"
     )
-    parser.add_argument("--shadows", type=int, default=200, help="shadow models (default 200)")
-    parser.add_argument("--targets", type=int, default=100, help="models attacked (default 100)")
+    parser.add_argument("--shadows", type=int, default=400, help="shadow models (default 400)")
+    parser.add_argument("--targets", type=int, default=400, help="models attacked (default 400)")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     start = time.perf_counter()

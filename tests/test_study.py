@@ -16,14 +16,14 @@ pytest.importorskip("dp_accounting")
 # Appended, so that qexp comes from where it is installed.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from experiments.study import cells, report, runner  # noqa: E402
-from experiments.study.cells import Cell, run_planned  # noqa: E402
-from experiments.study.methods import METHODS, NO_BUDGET  # noqa: E402
-from experiments.study.results import Store  # noqa: E402
-from experiments.tasks import Task  # noqa: E402
-from qexp.finetune import Schedule  # noqa: E402
-from qexp.models import mlp  # noqa: E402
-from qexp.rivals import GradientDescentSettings  # noqa: E402
+from experiments.study import cells, report, runner
+from experiments.study.cells import Cell, run_planned
+from experiments.study.methods import METHODS, NO_BUDGET
+from experiments.study.results import Store
+from experiments.tasks import Task
+from qexp.finetune import Schedule
+from qexp.models import mlp
+from qexp.rivals import GradientDescentSettings
 
 SCHEDULE = Schedule(rounds=2, clipping_norm=3.0, step_size=0.3, damping=0.1).describe()
 KEYS = {

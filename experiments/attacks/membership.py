@@ -41,8 +41,11 @@ from qexp.models import MultilayerPerceptron
 DELTA = 1e-5
 STATISTICS = ("confidence", "gradient")
 FALSE_POSITIVE_RATES = (0.001, 0.01)
-# Few rounds at a small norm: what suits so few records.
-SCHEDULE = Schedule(rounds=4, clipping_norm=3.0, step_size=0.5, damping=1e-2)
+ROUNDS = 4
+CLIPPING_NORM = 3.0
+DAMPING = 1e-2
+# η over μ: the less budget, the shorter the steps. It scales noise and signal alike.
+STEP_PER_MU = 0.3
 
 Train = Callable[[NDArray[np.bool_], int], MultilayerPerceptron]
 
@@ -152,14 +155,20 @@ def private_training(
     *,
     epsilon: float,
 ) -> Train:
-    curvature = KroneckerCurvature.from_model(pretrained, X_public, damping=SCHEDULE.damping)
+    curvature = KroneckerCurvature.from_model(pretrained, X_public, damping=DAMPING)
+    schedule = Schedule(
+        rounds=ROUNDS,
+        clipping_norm=CLIPPING_NORM,
+        step_size=STEP_PER_MU * calibrate_mu(epsilon, DELTA),
+        damping=DAMPING,
+    )
 
     def train(inside: NDArray[np.bool_], seed: int) -> MultilayerPerceptron:
         result = fine_tune(
             pretrained,
             np.where(inside[:, None], X, np.nan).astype(X.dtype),
             y,
-            schedule=SCHEDULE,
+            schedule=schedule,
             curvature=curvature,
             target_epsilon=epsilon,
             target_delta=DELTA,
@@ -221,6 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     shadow, target = models.part(slice(given.shadows)), models.part(slice(given.shadows, None))
     one = train(target.members[0], 0)
+    before = task.model.score(task.X_test, task.y_test)
     result = {
         "study": "membership",
         "epsilon": None if given.non_private else given.epsilon,
@@ -230,6 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "mislabelled": given.mislabelled,
         "shadows": given.shadows,
         "targets": given.targets,
+        "test_accuracy_before": round(before, 4),
         "test_accuracy": round(one.score(task.X_test, task.y_test), 4),
         **{
             name: rates(likelihood_ratios(shadow, target, name), target.members, mu)

@@ -141,7 +141,7 @@ def test_on_gaussians_of_known_mu_bounds_cover_and_see(bounds, mu, least):
     assert np.mean([f["mu_lo"] for f in found]) >= least
     # At exactly 95 %, more than 5 of 25 failures have a probability of 0.12 %.
     assert sum(f["mu_lo_independent"] > mu for f in found) <= 5
-    assert np.mean([f["mu_lo_independent"] for f in found]) >= 0.8 * mu
+    assert np.mean([f["mu_lo_independent"] for f in found]) >= 0.75 * mu
 
 
 # -------------------------------------------------------------------------------- the pipelines

@@ -61,7 +61,16 @@ def everything(argv: list[str]) -> None:
     parser.add_argument("--effort", choices=["quick", "full"], default="quick")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     arguments = parser.parse_args(argv)
-    failed = run_all(
+    try:
+        failed = _run_all(arguments)
+    except KeyboardInterrupt:
+        sys.exit("stopped; what is done is in experiments/results, and the same command goes on")
+    if failed:
+        sys.exit(f"{failed} task(s) and method(s) failed; the others are in experiments/results")
+
+
+def _run_all(arguments: argparse.Namespace) -> int:
+    return run_all(
         tasks=arguments.tasks,
         methods=arguments.methods,
         epsilons=arguments.epsilons,
@@ -71,8 +80,6 @@ def everything(argv: list[str]) -> None:
         jobs=arguments.jobs,
         store=results.Store(),
     )
-    if failed:
-        sys.exit(f"{failed} group(s) of cells failed; the others are in experiments/results")
 
 
 if __name__ == "__main__":

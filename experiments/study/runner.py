@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing import connection
 from typing import Any
 
 from experiments.study.cells import Cell, plan_settings, run_planned
@@ -65,32 +66,28 @@ def run_all(
     # One thread each, so that none waits for another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    failed = 0
     # Spawned, so that no thread of BLAS is forked.
     context = multiprocessing.get_context("spawn")
-    with (
-        context.Manager() as manager,
-        progress_bar(sum(group.n_cells for group in groups), "cells", show=True) as advance,
-        ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool,
-    ):
-        done_cells = manager.Queue()
-        running = {pool.submit(_run, group, store, done_cells): group for group in groups}
+    done_cells = context.SimpleQueue()
+    waiting, running, failed = groups[::-1], [], 0
+    with progress_bar(sum(group.n_cells for group in groups), "cells", show=True) as advance:
         try:
-            while running:
-                ended, _ = wait(running, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    process = context.Process(target=_work, args=(waiting.pop(), store, done_cells))
+                    process.start()
+                    running.append(process)
+                connection.wait([process.sentinel for process in running], _SECONDS_BETWEEN_LOOKS)
                 while not done_cells.empty():
                     advance(done_cells.get())
-                for future in ended:
-                    group = running.pop(future)
-                    try:
-                        future.result()
-                    except Exception:
-                        failed += 1
-                        print(f"{group.task}, {group.method}:", file=sys.stderr)
-                        traceback.print_exc()
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+                failed += sum(process.exitcode not in (None, 0) for process in running)
+                running = [process for process in running if process.exitcode is None]
+        finally:
+            # Files are whole at any moment.
+            for process in running:
+                process.terminate()
+            for process in running:
+                process.join()
     return failed
 
 
@@ -120,6 +117,17 @@ def _missing(
                     budgets.append(_Budget(epsilon, missing, settings))
             if budgets:
                 yield _Group(task, method, delta, effort, tuple(budgets))
+
+
+def _work(group: _Group, store: Store, done_cells: Any) -> None:
+    # Ctrl-C is the parent's, who ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _run(group, store, done_cells)
+    except Exception:
+        print(f"{group.task}, {group.method}:", file=sys.stderr)
+        traceback.print_exc()
+        sys.exit(1)
 
 
 def _run(group: _Group, store: Store, done_cells: Any) -> None:

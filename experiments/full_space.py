@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.fine_tuning import fine_tuned, planning_arguments, planning_records
 from experiments.tasks import TASKS, Task
-from qexp import KroneckerCurvature
-from qexp.bits import insecure_test_generator
-from qexp.finetune import Schedule, fine_tune
+from qexp.finetune import Schedule
 from qexp.models import MultilayerPerceptron
 from qexp.planning import Plan, _eigen, _KroneckerTrial, candidate_schedules, plan
 from qexp.privacy import calibrate_mu
@@ -31,19 +30,7 @@ def private_model(
     task: Task, schedule: Schedule, epsilon: float, seed: int
 ) -> MultilayerPerceptron:
     """Fine-tune on the private records."""
-    result = fine_tune(
-        task.model,
-        task.X_private,
-        task.y_private,
-        schedule=schedule,
-        curvature=lambda model: KroneckerCurvature.from_model(
-            model, task.curvature_records(), damping=schedule.damping
-        ),
-        target_epsilon=epsilon,
-        target_delta=DELTA,
-        rng=insecure_test_generator(seed),
-    )
-    return result.model
+    return fine_tuned(task, schedule, epsilon=epsilon, delta=DELTA, seed=seed).model
 
 
 def best_of_grid(task: Task, epsilon: float, rounds: int | None) -> Schedule:
@@ -74,22 +61,12 @@ def best_of_grid(task: Task, epsilon: float, rounds: int | None) -> Schedule:
 def planned(task: Task, epsilon: float, rounds: int | None, effort: Any) -> tuple[Plan, float]:
     """Plan on the held-out public records; also give the seconds it took."""
     started = time.perf_counter()
-    model, X, y = task.planning or (task.model, task.X_held_out, task.y_held_out)
     made = plan(
-        model,
-        X,
-        y,
-        n_records=len(task.X_private),
-        target_epsilon=epsilon,
-        target_delta=DELTA,
-        surrogate=task.planning_surrogates or task.surrogate,
+        *planning_records(task),
         candidates=task.candidates,
-        image_shape=task.image_shape,
-        public_group=task.planning_group,
         rounds=rounds,
-        score=task.metric,
-        effort=effort,
         progress=True,
+        **planning_arguments(task, epsilon, DELTA, effort),
     )
     return made, time.perf_counter() - started
 

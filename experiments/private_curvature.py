@@ -13,38 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.fine_tuning import fine_tuned
 from experiments.full_space import DELTA, planned
 from experiments.tasks import TASKS, Task
-from qexp import KroneckerCurvature
-from qexp.bits import insecure_test_generator
-from qexp.finetune import Schedule, fine_tune
 
 SHARES = (0.0, 0.05, 0.2, 0.5)
 _NOISE_IMAGES = 4000
-
-
-def accuracy(
-    task: Task, curvature_records: NDArray[Any], schedule: Schedule, epsilon: float, seed: int
-) -> float:
-    """Test accuracy after fine-tuning on the private records."""
-    result = fine_tune(
-        task.model,
-        task.X_private,
-        task.y_private,
-        schedule=schedule,
-        curvature=KroneckerCurvature.from_model(
-            task.model, curvature_records, damping=schedule.damping
-        ),
-        target_epsilon=epsilon,
-        target_delta=DELTA,
-        rng=insecure_test_generator(seed),
-    )
-    return float(result.model.score(task.X_test, task.y_test))
 
 
 def noise_images(task: Task) -> NDArray[np.float32]:
@@ -66,12 +44,15 @@ def main() -> None:
             for share in SHARES:
                 schedule = replace(made.schedule, curvature_share=share)
                 values = [
-                    accuracy(
-                        task,
-                        task.X_held_out if source == "held out" else noise_images(task),
-                        schedule,
-                        epsilon,
-                        seed,
+                    task.value(
+                        fine_tuned(
+                            task,
+                            schedule,
+                            epsilon=epsilon,
+                            delta=DELTA,
+                            seed=seed,
+                            curvature_records=noise_images(task) if source == "noise" else None,
+                        ).model
                     )
                     for seed, task in enumerate(tasks)
                 ]

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
+from experiments.fine_tuning import fine_tuned, planning_arguments, planning_records
 from experiments.tasks import Task
 from qexp import rivals
 from qexp.bits import insecure_test_generator
-from qexp.finetune import Schedule, fine_tune
-from qexp.layered import KroneckerCurvature
+from qexp.finetune import Schedule
 from qexp.planning import plan
 from qexp.rivals import plan_rival
 
@@ -46,44 +46,16 @@ class StudyMethod:
     takes_budget: bool = True
 
 
-def _planning_arguments(task: Task, epsilon: float, delta: float, effort: Any) -> dict[str, Any]:
-    return {
-        "n_records": len(task.X_private),
-        "target_epsilon": epsilon,
-        "target_delta": delta,
-        "surrogate": task.planning_surrogates or task.surrogate,
-        "image_shape": task.image_shape,
-        "public_group": task.planning_group,
-        "score": task.metric,
-        "effort": effort,
-    }
-
-
-def _planning_records(task: Task) -> tuple[Any, Any, Any]:
-    return task.planning or (task.model, task.X_held_out, task.y_held_out)
-
-
 def _qexp(rounds: int | None) -> StudyMethod:
     def planned(task: Task, epsilon: float, delta: float, effort: Any) -> dict[str, Any]:
-        arguments = _planning_arguments(task, epsilon, delta, effort)
+        arguments = planning_arguments(task, epsilon, delta, effort)
         candidates = task.candidates if rounds is None else None
-        made = plan(*_planning_records(task), rounds=rounds, candidates=candidates, **arguments)
+        made = plan(*planning_records(task), rounds=rounds, candidates=candidates, **arguments)
         return made.schedule.describe()
 
     def run(task: Task, settings: dict[str, Any], epsilon: float, delta: float, seed: int) -> Tuned:
         schedule = Schedule(**{**settings, "budget": settings["budget"] or None})
-        result = fine_tune(
-            task.model,
-            task.X_private,
-            task.y_private,
-            schedule=schedule,
-            curvature=lambda model: KroneckerCurvature.from_model(
-                model, task.curvature_records(), damping=schedule.damping
-            ),
-            target_epsilon=epsilon,
-            target_delta=delta,
-            rng=insecure_test_generator(seed),
-        )
+        result = fine_tuned(task, schedule, epsilon=epsilon, delta=delta, seed=seed)
         release = result.release
         return Tuned(result.model, release.mu, release.neighboring_relation, result.rounds_done)
 
@@ -92,8 +64,8 @@ def _qexp(rounds: int | None) -> StudyMethod:
 
 def _rival(method: rivals.Method[Any]) -> StudyMethod:
     def planned(task: Task, epsilon: float, delta: float, effort: Any) -> dict[str, Any]:
-        arguments = _planning_arguments(task, epsilon, delta, effort)
-        made = plan_rival(method, *_planning_records(task), **arguments)
+        arguments = planning_arguments(task, epsilon, delta, effort)
+        made = plan_rival(method, *planning_records(task), **arguments)
         return asdict(made.settings)
 
     def run(task: Task, settings: dict[str, Any], epsilon: float, delta: float, seed: int) -> Tuned:

@@ -58,7 +58,7 @@ def summaries(lines: list[dict[str, Any]], delta: float = 1e-5) -> list[Summary]
 
 
 def write(store: Store | None = None, docs: Path = DOCS) -> list[Path]:
-    """Write docs/study.md and a figure for each task; give their paths."""
+    """Write docs/study.md and a figure for each task of several budgets; give their paths."""
     store = Store() if store is None else store
     found = summaries(store.all_lines())
     tasks = sorted({summary.task for summary in found})
@@ -67,10 +67,14 @@ def write(store: Store | None = None, docs: Path = DOCS) -> list[Path]:
     written, parts = [], [_HEAD]
     for task in tasks:
         of_task = [summary for summary in found if summary.task == task]
-        path = figures / f"study-{task.replace('_', '-')}.png"
-        _plot(of_task, path)
-        written.append(path)
-        parts += [_table(task, of_task, f"figures/{path.name}")]
+        figure = None
+        # One budget alone makes no curve.
+        if len({summary.epsilon for summary in of_task} - {None}) > 1:
+            path = figures / f"study-{task.replace('_', '-')}.png"
+            _plot(of_task, path)
+            written.append(path)
+            figure = f"figures/{path.name}"
+        parts.append(_table(task, of_task, figure))
     parts.append(_verdicts(found))
     page = docs / "study.md"
     atomic_write(page, lambda file: file.write("\n\n".join(parts).encode() + b"\n"))
@@ -83,11 +87,12 @@ _HEAD: Final = """\
 Every method on every task, at the same (ε, δ = 1e-5) under `replace_special`, with settings planned
 on shifted public records by the same number of trials, mean over seeds ± half of its 95 % interval.
 Noise comes from reproducible test generators. Written by `python -m experiments report` from
-`experiments/results`, which `python -m experiments all` fills. DP-SGD's Poisson samples are
-accounted for by privacy loss distributions; all others are exact."""
+`experiments/results`, which `python -m experiments all` fills. Poisson samples (DP-SGD, SPARTA) are
+accounted for by privacy loss distributions, all other methods exactly. Seconds are a run's, without
+planning. Tasks and budgets that are not here were not run yet."""
 
 
-def _table(task: str, found: list[Summary], figure: str) -> str:
+def _table(task: str, found: list[Summary], figure: str | None) -> str:
     metric = found[0].metric
     factor = 100.0 if metric == "accuracy" else 1.0
     by_cell = {(s.method, s.epsilon): s for s in found}
@@ -130,8 +135,7 @@ def _table(task: str, found: list[Summary], figure: str) -> str:
             "",
             f"{unit}, {counted}" + ("; " + ", ".join(bounds) if bounds else "") + ".",
             "",
-            f"![{unit} against ε, every method]({figure})",
-            "",
+            *([f"![{unit} against ε, every method]({figure})", ""] if figure else []),
             *rows,
         ]
     )

@@ -1,6 +1,11 @@
 import os
 
+import hypothesis
 import pytest
+
+# A deadline would be a test of the machine's load.
+hypothesis.settings.register_profile("without deadline", deadline=None)
+hypothesis.settings.load_profile("without deadline")
 
 # Child processes of the tests import the installed package, too, not the folder they start in.
 os.environ["PYTHONSAFEPATH"] = "1"

@@ -316,7 +316,7 @@ def test_the_identity_is_the_identity():
     dtype=st.sampled_from([np.float32, np.float64]),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whitening_a_row_gives_the_same_bits_in_any_company(m, k, dtype, seed):
     rng = np.random.default_rng(seed)
     curvature = DenseCurvature.from_rows([rng.normal(size=(2 * k, k))], n_records=k, damping=0.1)

@@ -350,7 +350,7 @@ def reference(rows):
     }
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.lists(EVENTS, min_size=1, max_size=3))
 def test_summaries_match_a_plain_reference_and_no_stay_sees_another(tmp_path_factory, stays):
     root = tmp_path_factory.mktemp("mimic")

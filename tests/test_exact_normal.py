@@ -341,7 +341,7 @@ words_that_tie = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(words=words_that_tie, lattice_bits=few([0, 4, 5, 32, 46, 47, 60]))
 def test_words_that_tie(words, lattice_bits):
     draws, used = reference(words, lattice_bits, 40)

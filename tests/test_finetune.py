@@ -65,7 +65,7 @@ def test_one_round_gives_the_bits_of_a_single_draw(task):
 # ------------------------------------------------------------------------------ accounting
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shares=st.lists(st.floats(0.01, 100), min_size=1, max_size=20),
     mu=st.floats(0.01, 5),

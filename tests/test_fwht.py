@@ -65,7 +65,7 @@ def test_every_size_has_the_bits_of_the_textbook_loop(threads, dtype, log2n):
     threads_=st.integers(1, 4),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_strided_rows_and_the_gaps_between_them(dtype, log2n, count, gap, step, threads_, seed):
     n = 1 << log2n
     whole = np.random.default_rng(seed).standard_normal((2 * count, n + gap)).astype(dtype)

@@ -241,7 +241,7 @@ SCALARS = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(key=st.sampled_from(KEYS), value=SCALARS | st.lists(SCALARS, max_size=3))
 def test_any_value_is_taken_or_refused_by_the_name_of_its_key(tmp_path_factory, key, value):
     section, name = key

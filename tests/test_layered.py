@@ -344,7 +344,7 @@ extreme = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     left=arrays(float, (1, 3), elements=extreme),
     right=arrays(float, (1, 4), elements=extreme),

@@ -100,9 +100,7 @@ STEPS = st.lists(
 )
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, budget=st.floats(0.5, 2.0))
 def test_it_adds_up_exactly_whatever_happens(tmp_path_factory, steps, budget):
     """Against exact rational bookkeeping in a few lines."""

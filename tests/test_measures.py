@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qexp.measures import area_under_roc, average_precision, calibration_error
@@ -10,7 +10,6 @@ RECORDS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(RECORDS)
 def test_area_is_the_share_of_ordered_pairs(records):
     y, scores = zip(*records, strict=True)
@@ -19,7 +18,6 @@ def test_area_is_the_share_of_ordered_pairs(records):
     assert area_under_roc(y, scores) == pytest.approx(expected, abs=1e-12)
 
 
-@settings(deadline=None)
 @given(RECORDS)
 def test_precision_and_area_agree_with_scikit_learn(records):
     metrics = pytest.importorskip("sklearn.metrics")

@@ -257,7 +257,7 @@ def test_outer_products_of_factors_are_the_rows(sizes, kind):
 # ------------------------------------------------------------------- independence of records
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.sampled_from(ARCHITECTURES),
     activation=st.sampled_from(["tanh", "relu"]),

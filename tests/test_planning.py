@@ -147,7 +147,7 @@ def test_a_diverging_trial_says_so():
     assert kronecker_trial().tune(schedule, 1.0, np.random.default_rng(0)) is None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 12), st.floats(0.05, 1.8), st.lists(st.floats(0, 1), min_size=1, max_size=5))
 def test_noise_loss_is_that_of_a_linear_recursion(rounds, step_size, kept):
     schedule = Schedule(rounds=rounds, clipping_norm=2.0, step_size=step_size, damping=1.0)

@@ -136,7 +136,7 @@ def test_sigma_agrees_with_dp_accounting() -> None:
             assert 1 / calibrate_mu(eps, target) == pytest.approx(sigma, rel=1e-11)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(epsilons, deltas)
 def test_round_trips(eps: float, target: float) -> None:
     mu = calibrate_mu(eps, target)
@@ -146,7 +146,7 @@ def test_round_trips(eps: float, target: float) -> None:
     assert log_delta(eps, mu) == pytest.approx(math.log(delta(eps, mu)), rel=1e-14, abs=1e-15)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(epsilons, epsilons, mus, mus, deltas, deltas)
 def test_monotone(e1: float, e2: float, m1: float, m2: float, d1: float, d2: float) -> None:
     e1, e2, m1, m2, d1, d2 = *sorted((e1, e2)), *sorted((m1, m2)), *sorted((d1, d2))
@@ -285,7 +285,6 @@ def test_compose_known_values() -> None:
     assert compose_mu([1e300, 1e-300]) == math.nextafter(1e300, math.inf)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1e300), min_size=1, max_size=8))
 def test_compose_is_the_smallest_float_above(values: list[float]) -> None:
     total = sum((Fraction(value) ** 2 for value in values), Fraction(0))
@@ -294,7 +293,6 @@ def test_compose_is_the_smallest_float_above(values: list[float]) -> None:
     assert composed == 0 or Fraction(math.nextafter(composed, 0.0)) ** 2 < total
 
 
-@settings(deadline=None)
 @given(st.fractions(min_value=0, max_value=10**30))
 def test_square_root_bounds(value: Fraction) -> None:
     low, high = privacy._sqrt_bounds(value)
@@ -371,7 +369,6 @@ def test_overspending_is_decided_exactly() -> None:
         tiny.charge(1.0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(1e-3, 1.0), max_size=20), st.floats(0.1, 2.0))
 def test_ledger_never_overspends(charges: list[float], budget: float) -> None:
     ledger = PrivacyLedger(mu_budget=budget)

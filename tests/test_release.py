@@ -277,9 +277,7 @@ def test_weights_that_are_not_those_of_the_digest_are_refused(path):
 
 
 @given(data=st.data())
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_changed_byte_is_refused_or_harmless(tmp_path, data):
     release = make_release()
     path = tmp_path / "damaged.npz"
@@ -294,9 +292,7 @@ def test_a_changed_byte_is_refused_or_harmless(tmp_path, data):
 
 
 @given(length=st.integers(0, 10_000))
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_file_that_was_cut_off_is_refused(tmp_path, length):
     path = tmp_path / "cut.npz"
     make_release().save(path)

@@ -193,7 +193,7 @@ def test_triangle_need_not_be_square(triangle, shape):
     np.testing.assert_allclose(product(a, b, triangle=triangle), expected, atol=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     m=st.integers(0, 30),
     k=st.integers(0, 220),

@@ -91,7 +91,7 @@ def test_ranks_together_have_every_row_once(folder, name, by_user):
         assert sum(len(np.unique(part)) for part in ids) == len(np.unique(USERS))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(start=st.integers(0, N), stop=st.integers(0, N), size=st.integers(1, 5))
 @pytest.mark.parametrize("name", ["npy", "parquet"])
 def test_any_slice_is_the_array_s(folder, name, start, stop, size):
@@ -340,7 +340,7 @@ def user_sums(rows, users=USERS, most=None):
     return np.array(sums)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     block_size=st.integers(1, 60),
     most=st.none() | st.integers(1, 6),
@@ -362,7 +362,7 @@ def test_a_user_s_gradient_is_the_sum_of_their_records(block_size, most, at_once
 GENERATOR_ROWS = np.random.default_rng(1).standard_normal((N, 4))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(block_size=st.integers(1, 60), most=st.integers(1, 9), at_once=st.integers(1, 80))
 def test_factors_of_a_user_are_positions_of_one_record(block_size, most, at_once):
     x = X.copy()

@@ -176,9 +176,13 @@ class _KroneckerTrial:
             return self._refined[key]
         rng = np.random.default_rng(0)
         blocks = self.model.gradient_blocks(self._turned_back(), self.y).factor_blocks()
-        whiteners = [layer.q_a / np.sqrt(layer.damped(schedule.damping)[0]) for layer in self.eigen]
+        spectra = [layer.damped(schedule.damping) for layer in self.eigen]
+        whiteners = [
+            layer.q_a / np.sqrt(a) for layer, (a, _) in zip(self.eigen, spectra, strict=True)
+        ]
         public = [
-            layer.a.astype(np.float64) / layer.damped(schedule.damping)[0] for layer in self.eigen
+            layer.a.astype(np.float64) / a
+            for layer, (a, _) in zip(self.eigen, spectra, strict=True)
         ]
         scales = [MOST_OF_MEAN * float(kept.sum()) for kept in public]
         moments: list[NDArray[Any]] = [np.zeros((len(kept), len(kept))) for kept in public]
@@ -191,11 +195,12 @@ class _KroneckerTrial:
                 total += (x * np.minimum(1, scale / np.maximum(squares, 1e-30))).T @ x
         eigen: list[_Eigen] = []
         sigma = noise * math.sqrt(len(moments) / schedule.curvature_share)
-        for total, kept, scale, layer in zip(moments, public, scales, self.eigen, strict=True):
+        for total, kept, scale, layer, (a, b) in zip(
+            moments, public, scales, self.eigen, spectra, strict=True
+        ):
             disturbed = total / len(self.y) + sigma * scale * rng.standard_normal(total.shape)
             excess = (disturbed + disturbed.T) / 2 - np.diag(kept)
             values, vectors = kept_directions(excess, sigma * scale)
-            a, b = layer.damped(schedule.damping)
             root = layer.q_a * np.sqrt(a)
             beyond = np.eye(len(a)) + (vectors * values) @ vectors.T
             spectrum = _spectrum(root @ beyond @ root.T)
@@ -429,6 +434,13 @@ EFFORTS: Final = {
     "quick": Effort(3, ((None, 1, 500), (64, 3, 800), (24, 3, 2500), (8, 3, None)), 1),
     "full": Effort(5, ((None, 2, 1000), (128, 5, 1500), (48, 5, 4000), (16, 5, None)), 2),
 }
+
+
+def named_effort(effort: str) -> Effort:
+    """Give the stages of an effort; raise where there is none of that name."""
+    if effort not in EFFORTS:
+        raise ValueError(f"effort is {effort!r}; it needs 'quick' or 'full'")
+    return EFFORTS[effort]
 
 
 def candidate_schedules(rounds: int | None = None) -> list[Schedule]:
@@ -700,9 +712,7 @@ def plan(
     X, y = public_records(model, X_public, y_public)
     n = _checks.count(n_records, "n_records")
     noise = 1 / (n * calibrate_mu(target_epsilon, target_delta))
-    if effort not in EFFORTS:
-        raise ValueError(f"effort is {effort!r}; it needs 'quick' or 'full'")
-    budget = EFFORTS[effort]
+    budget = named_effort(effort)
     scorer = Scorer(score, y)
     shifts = make_shifts(
         surrogate,
@@ -713,7 +723,7 @@ def plan(
         public_group,
         budget.surrogates,
         seed,
-        "auroc" if scorer.score == "auroc" else "accuracy",
+        scorer,
     )
     search = _Search(
         model, X, y, shifts, n, noise, target_delta, curvature, n_components, seed, scorer
@@ -976,8 +986,9 @@ def make_shifts(
     group: ArrayLike | None,
     count: int,
     seed: int,
-    hardness: Literal["accuracy", "auroc"] = "accuracy",
+    scorer: Scorer,
 ) -> list[Surrogate]:
+    """Give the shifts that `surrogate` names, or those that it is."""
     if callable(surrogate):
         return [surrogate]
     if not isinstance(surrogate, str):
@@ -988,6 +999,7 @@ def make_shifts(
     if surrogate == "images":
         return list(image_surrogates(model, X, y, image_shape=image_shape, count=count, seed=seed))
     if surrogate == "tabular":
+        hardness: Literal["accuracy", "auroc"] = "auroc" if scorer.score == "auroc" else "accuracy"
         return list(
             table_surrogates(model, X, y, group=group, count=count, seed=seed, score=hardness)
         )

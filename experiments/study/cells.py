@@ -63,6 +63,7 @@ def run_planned(cell: Cell, settings: dict[str, Any]) -> dict[str, Any]:
     epsilon = cell.epsilon if math.isfinite(cell.epsilon) else 1.0
     tuned = METHODS[cell.method].run(task, settings, epsilon, cell.delta, cell.seed)
     seconds = time.perf_counter() - started
+    measures = task.measures(tuned.model)
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return {
         "task": cell.task,
@@ -73,8 +74,8 @@ def run_planned(cell: Cell, settings: dict[str, Any]) -> dict[str, Any]:
         "relation": tuned.relation,
         "seed": cell.seed,
         "metric": task.metric,
-        "value": task.value(tuned.model),
-        "measures": task.measures(tuned.model),
+        "value": measures[task.metric],
+        "measures": measures,
         "before": task.value(task.model),
         "non_private": None,
         "rounds": tuned.rounds,

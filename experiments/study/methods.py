@@ -54,8 +54,7 @@ def _qexp(rounds: int | None) -> StudyMethod:
         return made.schedule.describe()
 
     def run(task: Task, settings: dict[str, Any], epsilon: float, delta: float, seed: int) -> Tuned:
-        schedule = Schedule(**{**settings, "budget": settings["budget"] or None})
-        result = fine_tuned(task, schedule, epsilon=epsilon, delta=delta, seed=seed)
+        result = fine_tuned(task, Schedule(**settings), epsilon=epsilon, delta=delta, seed=seed)
         release = result.release
         return Tuned(result.model, release.mu, release.neighboring_relation, result.rounds_done)
 

@@ -94,11 +94,10 @@ planning. Tasks and budgets that are not here were not run yet."""
 
 def _table(task: str, found: list[Summary], figure: str | None) -> str:
     metric = found[0].metric
-    factor = 100.0 if metric == "accuracy" else 1.0
+    factor, digits = _shown_as(metric)
     by_cell = {(s.method, s.epsilon): s for s in found}
     epsilons = sorted({s.epsilon for s in found if s.epsilon is not None})
     methods = sorted({s.method for s in found if s.epsilon is not None}, key=_order)
-    digits = 1 if metric == "accuracy" else 3
     rows = [
         "| method | " + " | ".join(f"ε = {epsilon:g}" for epsilon in epsilons) + " | seconds |",
         "| --- |" + " --- |" * (len(epsilons) + 1),
@@ -170,12 +169,17 @@ def _verdicts(found: list[Summary]) -> str:
         if cells:
             rows += ["", f"| {title} | ε | qexp | best rival |", "| --- | --- | --- | --- |"]
             for task, epsilon, ours, best in cells:
-                factor, digits = (100.0, 1) if ours.metric == "accuracy" else (1.0, 3)
+                factor, digits = _shown_as(ours.metric)
                 rows.append(
                     f"| {task} | {epsilon:g} | {factor * ours.mean:.{digits}f} | "
                     f"{best.method}, {factor * best.mean:.{digits}f} |"
                 )
     return "\n".join(rows)
+
+
+def _shown_as(metric: str) -> tuple[float, int]:
+    """Give the factor and the digits of a metric's figures."""
+    return (100.0, 1) if metric == "accuracy" else (1.0, 3)
 
 
 def _order(method: str) -> tuple[bool, str]:
@@ -185,7 +189,7 @@ def _order(method: str) -> tuple[bool, str]:
 def _plot(found: list[Summary], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    factor = 100.0 if found[0].metric == "accuracy" else 1.0
+    factor, _ = _shown_as(found[0].metric)
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     methods = sorted({s.method for s in found if s.epsilon is not None}, key=_order)

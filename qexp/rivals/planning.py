@@ -17,11 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 from qexp import _checks
 from qexp._progress import progress_bar
 from qexp.planning import (
-    EFFORTS,
     Effort,
     Score,
     Scorer,
     make_shifts,
+    named_effort,
     public_records,
     split_shifted,
 )
@@ -151,9 +151,7 @@ def plan_rival(
     X, y = public_records(model, X_public, y_public)
     n = _checks.count(n_records, "n_records")
     target = Target(float(target_epsilon), float(target_delta), neighboring_relation)
-    if effort not in EFFORTS:
-        raise ValueError(f"effort is {effort!r}; it needs 'quick' or 'full'")
-    budget = EFFORTS[effort]
+    budget = named_effort(effort)
     pool = list(dict.fromkeys(method.candidates() if candidates is None else candidates))
     if not pool or not all(isinstance(s, method.settings_type) for s in pool):
         raise TypeError(
@@ -172,7 +170,7 @@ def plan_rival(
         public_group,
         budget.surrogates,
         seed,
-        "auroc" if scorer.score == "auroc" else "accuracy",
+        scorer,
     )
     search = _Search(method, model, PublicData(X, y), shifts, n, target, scorer, seed)
     search.run(pool, budget, refine=candidates is None, progress=progress)

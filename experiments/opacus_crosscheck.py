@@ -14,6 +14,7 @@ mean accuracies to within twice their standard error.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -71,53 +72,26 @@ def run_qexp(path: Path, seeds: int) -> dict[str, Any]:
 
 def run_opacus(task: Path, seeds: int) -> dict[str, Any]:
     import torch
-    from opacus import PrivacyEngine
     from opacus.accountants import PRVAccountant
 
     torch.set_num_threads(1)
     arrays = np.load(task)
-    X, y = torch.from_numpy(arrays["X"]), torch.from_numpy(arrays["y"])
     X_test, y_test = torch.from_numpy(arrays["X_test"]), torch.from_numpy(arrays["y_test"])
-
-    def network() -> torch.nn.Module:
-        first, second = torch.nn.Linear(64, 32), torch.nn.Linear(32, 10)
-        start = 0
-        for layer in (first, second):
-            out, inp = layer.weight.shape
-            matrix = arrays["weights"][start : start + out * (inp + 1)].reshape(out, inp + 1)
-            start += out * (inp + 1)
-            with torch.no_grad():
-                layer.weight.copy_(torch.from_numpy(matrix[:, :-1].copy()))
-                layer.bias.copy_(torch.from_numpy(matrix[:, -1].copy()))
-        return torch.nn.Sequential(first, torch.nn.Tanh(), second)
-
     accuracies = []
     started = time.perf_counter()
     for seed in range(seeds):
-        torch.manual_seed(seed)
-        model = network()
-        loader = torch.utils.data.DataLoader(
-            torch.utils.data.TensorDataset(X, y), batch_size=round(RATE * len(y))
+        model = opacus_dp_sgd(
+            arrays["weights"],
+            SIZES,
+            arrays["X"],
+            arrays["y"],
+            rate=RATE,
+            steps=STEPS,
+            sigma=SIGMA,
+            clipping_norm=NORM,
+            learning_rate=LEARNING_RATE,
+            seed=seed,
         )
-        # Opacus divides by the expected batch size too; its clipping norm is not divided out.
-        optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE / NORM)
-        engine = PrivacyEngine()
-        model, optimizer, loader = engine.make_private(
-            module=model,
-            optimizer=optimizer,
-            data_loader=loader,
-            noise_multiplier=SIGMA,
-            max_grad_norm=NORM,
-        )
-        done = 0
-        while done < STEPS:
-            for features, labels in loader:
-                optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(model(features), labels).backward()
-                optimizer.step()
-                done += 1
-                if done == STEPS:
-                    break
         with torch.no_grad():
             hits = model(X_test).argmax(dim=1) == y_test
         accuracies.append(float(hits.double().mean()))
@@ -126,6 +100,88 @@ def run_opacus(task: Path, seeds: int) -> dict[str, Any]:
     accountant.history = [(SIGMA, RATE, STEPS)]
     epsilon = accountant.get_epsilon(DELTA, eps_error=1e-4, delta_error=1e-10)
     return {"epsilon": float(epsilon), "accuracies": accuracies, "seconds": seconds}
+
+
+def torch_and_opacus() -> tuple[Any, Any]:
+    """Import both, or say what to install."""
+    try:
+        import opacus
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            "a comparison with Opacus takes torch and Opacus in this environment: "
+            "pip install torch==2.13.0 opacus",
+            name=error.name,
+        ) from error
+    return torch, opacus
+
+
+def opacus_dp_sgd(
+    weights: Any,
+    sizes: tuple[int, ...],
+    X: Any,
+    y: Any,
+    *,
+    rate: float,
+    steps: int,
+    sigma: float,
+    clipping_norm: float,
+    learning_rate: float,
+    momentum: float = 0.0,
+    optimizer: str = "sgd",
+    seed: int,
+) -> Any:
+    """Fine-tune a perceptron of tanh units by Opacus, and give the torch module.
+
+    Raises
+    ------
+    ImportError
+        If torch or Opacus is not installed.
+    """
+    torch, opacus = torch_and_opacus()
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential()
+    start = 0
+    for inp, out in itertools.pairwise(sizes):
+        layer = torch.nn.Linear(inp, out)
+        matrix = weights[start : start + out * (inp + 1)].reshape(out, inp + 1)
+        start += out * (inp + 1)
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(matrix[:, :-1].copy()))
+            layer.bias.copy_(torch.from_numpy(matrix[:, -1].copy()))
+        if len(model):
+            model.append(torch.nn.Tanh())
+        model.append(layer)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(y).long()),
+        batch_size=round(rate * len(y)),
+    )
+    # Opacus divides by the expected batch size too; its clipping norm is not divided out, which
+    # to Adam makes no difference.
+    inner = (
+        torch.optim.Adam(model.parameters(), lr=learning_rate)
+        if optimizer == "adam"
+        else torch.optim.SGD(
+            model.parameters(), lr=learning_rate / clipping_norm, momentum=momentum
+        )
+    )
+    private, outer, loader = opacus.PrivacyEngine().make_private(
+        module=model,
+        optimizer=inner,
+        data_loader=loader,
+        noise_multiplier=sigma,
+        max_grad_norm=clipping_norm,
+    )
+    done = 0
+    while done < steps:
+        for features, labels in loader:
+            outer.zero_grad()
+            torch.nn.functional.cross_entropy(private(features), labels).backward()
+            outer.step()
+            done += 1
+            if done == steps:
+                break
+    return model
 
 
 def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ KEYS = {
     "non_private",
     "rounds",
     "seconds",
+    "cpu_seconds",
     "peak_mib",
     "hyperparameters",
     "chosen_on",

@@ -14,7 +14,7 @@ from scipy import stats
 from experiments.study.results import Store
 from qexp._files import atomic_write
 
-__all__ = ["Summary", "summaries", "write"]
+__all__ = ["DOCS", "Summary", "figure_file", "shown_as", "summaries", "write"]
 
 DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
 _OURS: Final = ("qexp", "qexp_one_round")
@@ -94,7 +94,7 @@ planning. Tasks and budgets that are not here were not run yet."""
 
 def _table(task: str, found: list[Summary], figure: str | None) -> str:
     metric = found[0].metric
-    factor, digits = _shown_as(metric)
+    factor, digits = shown_as(metric)
     by_cell = {(s.method, s.epsilon): s for s in found}
     epsilons = sorted({s.epsilon for s in found if s.epsilon is not None})
     methods = sorted({s.method for s in found if s.epsilon is not None}, key=_order)
@@ -169,7 +169,7 @@ def _verdicts(found: list[Summary]) -> str:
         if cells:
             rows += ["", f"| {title} | ε | qexp | best rival |", "| --- | --- | --- | --- |"]
             for task, epsilon, ours, best in cells:
-                factor, digits = _shown_as(ours.metric)
+                factor, digits = shown_as(ours.metric)
                 rows.append(
                     f"| {task} | {epsilon:g} | {factor * ours.mean:.{digits}f} | "
                     f"{best.method}, {factor * best.mean:.{digits}f} |"
@@ -177,7 +177,7 @@ def _verdicts(found: list[Summary]) -> str:
     return "\n".join(rows)
 
 
-def _shown_as(metric: str) -> tuple[float, int]:
+def shown_as(metric: str) -> tuple[float, int]:
     """Give the factor and the digits of a metric's figures."""
     return (100.0, 1) if metric == "accuracy" else (1.0, 3)
 
@@ -189,7 +189,7 @@ def _order(method: str) -> tuple[bool, str]:
 def _plot(found: list[Summary], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    factor, _ = _shown_as(found[0].metric)
+    factor, _ = shown_as(found[0].metric)
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     methods = sorted({s.method for s in found if s.epsilon is not None}, key=_order)
@@ -228,4 +228,9 @@ def _plot(found: list[Summary], path: Path) -> None:
     axes.set_ylabel("accuracy, %" if found[0].metric == "accuracy" else "area under the ROC curve")
     if methods:
         axes.legend(fontsize="x-small", ncols=2)
+    figure_file(figure, path)
+
+
+def figure_file(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib."""
     atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=120))

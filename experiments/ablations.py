@@ -9,7 +9,7 @@ kept in experiments/results/ablations.jsonl, and what is there is left out; `--r
 - curvature, eight rounds: Kronecker curvature of the whole space; dense curvature behind an SRHT
   with Kronecker signs to k components; none, which is DP gradient descent; and Kronecker curvature
   that only shapes the step, the gradients clipped in Euclidean norm and disturbed alike;
-- damping and rounds, each fixed and all else planned; momentum, at sixteen rounds;
+- damping, momentum and rounds, each fixed and all else planned;
 - shrinkage, at the settings planned without it.
 """
 
@@ -34,6 +34,7 @@ from experiments.study.report import DOCS, Summary, figure_file, shown_as, summa
 from experiments.study.results import FOLDER, Lines
 from experiments.study.variants import Variant, lines_at, plan_variants, run_variants
 from experiments.tasks import TASKS, Task
+from experiments.time_to_accuracy import RESULTS as LADDERS
 from experiments.time_to_accuracy import descents, one_thread, schedules
 from qexp import DenseCurvature, KroneckerSRHT
 from qexp._files import atomic_write
@@ -53,8 +54,10 @@ TASK_NAMES: Final = ("mnist_to_usps", "mnist_few_500")
 ROUNDS: Final = 8
 COMPONENTS: Final = (500, 1000, 3000)
 DAMPINGS: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-SWEPT_ROUNDS: Final = (1, 2, 4, 16, 32)
-MOMENTA: Final = (0.0, 0.8, 0.9)
+SWEPT_ROUNDS: Final = (1, 2, 4, 16)
+MOMENTA: Final = (0.0, 0.5, 0.8)
+# Planning more components than this takes minutes: they take the settings of so many.
+_MOST_PLANNED: Final = 1000
 # Dense curvature is planned by whole simulated jobs, which grow with the number of records.
 _DENSE_RECORDS: Final = 3000
 _KRONECKER: Final = "curvature/Kronecker, whole space"
@@ -211,7 +214,7 @@ def dense_method(k: int) -> StudyMethod:
             X[:_DENSE_RECORDS],
             y[:_DENSE_RECORDS],
             curvature=lambda at, damping: SketchedCurvature(at, X[:_DENSE_RECORDS], k, damping),
-            candidates=_dense_candidates(k),
+            candidates=schedules(ROUNDS),
             **arguments,
         )
         return made.schedule.describe()
@@ -234,13 +237,8 @@ def dense_method(k: int) -> StudyMethod:
     return StudyMethod(planned, run)
 
 
-def _dense_candidates(k: int) -> list[Schedule]:
-    dampings = (1e-3, 1e-2, 1e-1) if k < 3000 else (1e-2, 1e-1)
-    return [
-        Schedule(rounds=ROUNDS, clipping_norm=c, step_size=eta, damping=damping)
-        for damping, c, eta in itertools.product(dampings, (1.0, 3.0), (1.0, 0.3))
-        if k < 3000 or eta == 1.0 or c == 3.0
-    ]
+def _dense_name(k: int) -> str:
+    return f"curvature/dense behind an SRHT, k = {k:,}"
 
 
 # ------------------------------------------------------------------------------ all variants
@@ -250,7 +248,9 @@ def variants() -> dict[str, Variant]:
     """Give all variants, named "group/variant"."""
     made = {_KRONECKER: Variant(qexp_method(ROUNDS, schedules(ROUNDS)))}
     for k in COMPONENTS:
-        made[f"curvature/dense behind an SRHT, k = {k:,}"] = Variant(dense_method(k))
+        made[_dense_name(k)] = Variant(
+            dense_method(k), settings_of=_dense_name(_MOST_PLANNED) if k > _MOST_PLANNED else None
+        )
     made["curvature/none: Euclidean clipping, plain step"] = Variant(
         rival_method(dp_gd, descents(ROUNDS))
     )
@@ -263,7 +263,7 @@ def variants() -> dict[str, Variant]:
         made[f"rounds/{rounds}"] = Variant(qexp_method(rounds, schedules(rounds)))
     made[f"rounds/{ROUNDS}"] = Variant(qexp_method(), settings_of=_KRONECKER)
     for momentum in MOMENTA:
-        made[f"momentum/{momentum:g}"] = Variant(qexp_method(16, _with_momentum(momentum)))
+        made[f"momentum/{momentum:g}"] = Variant(qexp_method(ROUNDS, _with_momentum(momentum)))
     made["shrinkage/none"] = Variant(qexp_method(), settings_of=_KRONECKER)
     made["shrinkage/last sum, layer by layer"] = Variant(
         qexp_method(shrinkage="last"), settings_of=_KRONECKER
@@ -277,7 +277,7 @@ def variants() -> dict[str, Variant]:
 def _with_momentum(momentum: float) -> list[Schedule]:
     return [
         Schedule(
-            rounds=16,
+            rounds=ROUNDS,
             clipping_norm=c,
             step_size=reach * (1 - momentum),
             damping=damping,
@@ -285,6 +285,20 @@ def _with_momentum(momentum: float) -> list[Schedule]:
         )
         for damping, c, reach in itertools.product((1e-3, 1e-2, 1e-1), (3.0, 10.0), (1.0, 0.3))
     ]
+
+
+def adopt_rounds(lines: Lines, ladders: Lines) -> None:
+    """Take the plans of qexp's ladder, whose candidates are the same, where there are none yet."""
+    names = {f"qexp/{t} round{'s' * (t > 1)}": f"rounds/{t}" for t in SWEPT_ROUNDS}
+    names[f"qexp/{ROUNDS} rounds"] = _KRONECKER
+    known = {
+        (line["task"], line["method"], line["epsilon"], line["delta"]) for line in lines.read()
+    }
+    for line in ladders.read():
+        adopted = {**line, "method": names.get(line["method"])}
+        key = adopted["task"], adopted["method"], adopted["epsilon"], adopted["delta"]
+        if line["seed"] is None and adopted["method"] is not None and key not in known:
+            lines.add(adopted)
 
 
 # -------------------------------------------------------------------------------- reporting
@@ -324,11 +338,12 @@ _TITLES: Final[Mapping[str, tuple[str, str]]] = {
         "Curvature and clipping, eight rounds",
         "Whitened clipping unless it says Euclidean. Without curvature it is DP gradient descent. "
         "The Kronecker step with Euclidean clipping preconditions the noisy sum, as "
-        "post-processing. The SRHT has Kronecker signs.",
+        "post-processing. The SRHT has Kronecker signs; k = 3,000 runs at the settings planned for "
+        "k = 1,000.",
     ),
     "damping": ("Damping, eight rounds", "Clipping norm and step size planned for each."),
     "rounds": ("Rounds", "Damping, clipping norm and step size planned for each."),
-    "momentum": ("Momentum, sixteen rounds", "Step sizes are divided by what momentum adds up to."),
+    "momentum": ("Momentum, eight rounds", "Step sizes are divided by what momentum adds up to."),
     "shrinkage": ("Shrinkage, eight rounds", "At the settings planned without it."),
 }
 
@@ -426,6 +441,7 @@ def main() -> None:
             print(path)
         return
     lines = lines_at(RESULTS)
+    adopt_rounds(lines, lines_at(LADDERS))
     # The others take the plan of the first.
     chosen = {
         name: variant

@@ -115,10 +115,22 @@ def test_variants_change_one_part():
     assert len(made) == len({id(variant) for variant in made.values()})
     groups = {name.partition("/")[0] for name in made}
     assert groups == set(ablations._TITLES)
-    for variant in made.values():
-        assert variant.settings_of in (None, ablations._KRONECKER)
+    borrowed = {name: made[name].settings_of for name in made if made[name].settings_of}
+    assert all(made[lender].settings_of is None for lender in borrowed.values())
+    assert all(list(made).index(lender) < list(made).index(n) for n, lender in borrowed.items())
     assert next(iter(made)) == ablations._KRONECKER
     assert {s.momentum for s in ablations._with_momentum(0.8)} == {0.8}
+
+
+def test_plans_of_the_ladder_are_taken_over_once(tmp_path):
+    ladders, lines = lines_at(tmp_path / "ladders.jsonl"), lines_at(tmp_path / "lines.jsonl")
+    cell = {"task": "a", "epsilon": 1.0, "delta": 1e-5}
+    for method, seed in (("qexp/1 round", None), ("qexp/1 round", 0), ("dp_gd/8 steps", None)):
+        ladders.add({**cell, "method": method, "seed": seed, "hyperparameters": {"rounds": 1}})
+    lines.add({**cell, "method": "rounds/2", "seed": None, "hyperparameters": {"rounds": 2}})
+    for _ in range(2):
+        ablations.adopt_rounds(lines, ladders)
+    assert [line["method"] for line in lines.read()] == ["rounds/1", "rounds/2"]
 
 
 def test_the_page_has_a_table_for_each_part(tmp_path):

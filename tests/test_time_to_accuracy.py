@@ -71,7 +71,7 @@ def summary(method, mean, seconds, half_width=0.01):
 
 def line(method, seed, value, seconds):
     made = {"task": "a", "epsilon": 1.0, "delta": 1e-5, "metric": "accuracy", "method": method}
-    return {**made, "seed": seed, "value": value, "seconds": seconds}
+    return {**made, "seed": seed, "value": value, "seconds": 2 * seconds, "cpu_seconds": seconds}
 
 
 def some_lines(path, ladders):
@@ -199,6 +199,7 @@ def test_the_page_tells_ratios_and_what_was_not_reached(tmp_path):
         "qexp/8 rounds": (0.9, 0.5),
         "dp_sgd/short": (0.85, 2.0),
         "opacus/short": (0.7, 20.0),
+        "dp_gd/long": (0.89, 4.0),
     }
     lines = some_lines(tmp_path / "lines.jsonl", ladders)
     page, figure = time_to_accuracy.write(lines, tmp_path)
@@ -207,7 +208,9 @@ def test_the_page_tells_ratios_and_what_was_not_reached(tmp_path):
     assert "2.00 s, **20.0 ×**" in row
     assert "never: 70.0" in row
     assert "never: 85.0" in next(r for r in text.splitlines() if r.startswith("| 8 rounds |"))
+    assert "never, tied: 89.0" in text
     assert "so at 1 of 1 accuracies that it reaches, 20.0 to 20.0 times as long; 1 of" in text
+    assert "accuracies it does not reach, 0 of them within the interval" in text
     assert "so at 0 of 0 accuracies that it reaches; 2 of" in text
     assert figure.read_bytes().startswith(b"\x89PNG")
 

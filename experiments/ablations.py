@@ -213,7 +213,7 @@ def dense_method(k: int) -> StudyMethod:
             model,
             X[:_DENSE_RECORDS],
             y[:_DENSE_RECORDS],
-            curvature=lambda at, damping: SketchedCurvature(at, X[:_DENSE_RECORDS], k, damping),
+            curvature=lambda at, damping: SketchedCurvature(at, X, k, damping),
             candidates=schedules(ROUNDS),
             **arguments,
         )
@@ -338,8 +338,8 @@ _TITLES: Final[Mapping[str, tuple[str, str]]] = {
         "Curvature and clipping, eight rounds",
         "Whitened clipping unless it says Euclidean. Without curvature it is DP gradient descent. "
         "The Kronecker step with Euclidean clipping preconditions the noisy sum, as "
-        "post-processing. The SRHT has Kronecker signs; k = 3,000 runs at the settings planned for "
-        "k = 1,000.",
+        "post-processing. The SRHT has Kronecker signs; its settings are planned on 3,000 public "
+        "records instead of all, and k = 3,000 runs at those planned for k = 1,000.",
     ),
     "damping": ("Damping, eight rounds", "Clipping norm and step size planned for each."),
     "rounds": ("Rounds", "Damping, clipping norm and step size planned for each."),

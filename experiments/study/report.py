@@ -265,7 +265,8 @@ def _gaps(found: list[Summary]) -> str | None:
             "",
             "The gap to fine-tuning without privacy, differences seed by seed ± half of their "
             f"95 % interval, and qexp's as a part of DP-SGD's. The aim is at most {_AIM:g} at "
-            f"ε = 1: met on {met} of {judged} tasks by the means, beyond their interval on {clear}.",
+            f"ε = 1: met on {met} of {judged} tasks by the means, beyond their interval on "
+            f"{clear}.",
             "",
             "| task | ε | qexp's gap | DP-SGD's gap | ratio | seeds |",
             "| --- " * 6 + "|",

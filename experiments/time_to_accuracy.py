@@ -32,7 +32,7 @@ import numpy as np
 from experiments.opacus_crosscheck import opacus_dp_sgd, torch_and_opacus
 from experiments.study.cells import Cell, run_planned
 from experiments.study.methods import METHODS, StudyMethod, Tuned, qexp_method, rival_method
-from experiments.study.report import DOCS, Summary, figure_file, shown_as, summaries
+from experiments.study.report import DOCS, Summary, figure_file, paired, shown_as, summaries
 from experiments.study.results import FOLDER, Lines, Store
 from experiments.study.variants import Variant, lines_at, plan_variants, run_variants
 from experiments.tasks import TASKS, Task
@@ -298,8 +298,8 @@ def _section(found: list[Summary], title: str, figure: str) -> str:
         "",
         f"{max(s.seeds for s in found)} seeds. For every rung of qexp, the quickest rung of each "
         "other method whose mean is as high, and how many times as long as qexp it takes; where "
-        "no rung of its ladder gets there, the best one, called tied where the difference is "
-        "within its interval.",
+        "no rung of its ladder gets there, the best one, called tied where the 95 % "
+        "interval of the differences, seed by seed, holds 0.",
         "",
         "| qexp | accuracy | seconds | " + " | ".join(others) + " |",
         "| --- | --- | --- |" + " --- |" * len(others),
@@ -352,7 +352,8 @@ def _verdict(by_method: dict[str, list[Summary]], ratios: dict[str, list[float]]
 
 
 def _is_tied(one: Summary, other: Summary) -> bool:
-    return abs(one.mean - other.mean) <= math.hypot(one.half_width, other.half_width)
+    gap = paired(one, other)
+    return gap is None or not gap.is_clear
 
 
 def _order(method: str) -> tuple[int, str]:

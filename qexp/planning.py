@@ -397,17 +397,19 @@ class Scorer:
         return (value if math.isfinite(value) else self.of_diverged), accuracy
 
 
-_DAMPINGS: Final = (1e-4, 1e-3, 1e-2, 1e-1)
+_DAMPINGS: Final = (1e-3, 1e-2, 1e-1, 1.0)
 _CLIPPING_NORMS: Final = (0.3, 1.0, 3.0, 10.0)
 _ROUNDS: Final = (1, 2, 4, 8, 16, 32, 64)
+# Step size, momentum, averaging. Averaging takes the noise off long steps.
 _STEPS: Final = (
-    (1.0, 0.0),
-    (0.3, 0.0),
-    (0.1, 0.0),
-    (0.3, 0.8),
-    (0.1, 0.8),
-    (0.1, 0.9),
-    (0.03, 0.9),
+    (1.0, 0.0, 0.0),
+    (1.0, 0.0, 0.25),
+    (0.3, 0.0, 0.0),
+    (0.1, 0.0, 0.0),
+    (0.3, 0.8, 0.0),
+    (0.1, 0.8, 0.0),
+    (0.1, 0.9, 0.0),
+    (0.03, 0.9, 0.0),
 )
 # Hopeless is noise that costs more than this share of the loss before, and a path that would not
 # save this share of it even if the slope at the start lasted.
@@ -431,8 +433,8 @@ class Effort:
 
 
 EFFORTS: Final = {
-    "quick": Effort(3, ((None, 1, 500), (64, 3, 800), (24, 3, 2500), (8, 3, None)), 1),
-    "full": Effort(5, ((None, 2, 1000), (128, 5, 1500), (48, 5, 4000), (16, 5, None)), 2),
+    "quick": Effort(3, ((None, 1, 500), (64, 3, 800), (24, 3, 2500), (8, 3, None)), 2),
+    "full": Effort(5, ((None, 2, 1000), (128, 5, 1500), (48, 5, 4000), (16, 5, None)), 3),
 }
 
 
@@ -457,9 +459,13 @@ def candidate_schedules(rounds: int | None = None) -> list[Schedule]:
     """
     counts = _ROUNDS if rounds is None else (_checks.count(rounds, "rounds"),)
     return [
-        Schedule(rounds=t, clipping_norm=c, step_size=eta, damping=damping, momentum=m)
-        for damping, c, t, (eta, m) in itertools.product(_DAMPINGS, _CLIPPING_NORMS, counts, _STEPS)
-        if m == 0 or t * (1 - m) >= 1.5
+        Schedule(
+            rounds=t, clipping_norm=c, step_size=eta, damping=damping, momentum=m, averaging=share
+        )
+        for damping, c, t, (eta, m, share) in itertools.product(
+            _DAMPINGS, _CLIPPING_NORMS, counts, _STEPS
+        )
+        if (m == 0 or t * (1 - m) >= 1.5) and (share == 0 or t >= 4)
     ]
 
 
@@ -952,7 +958,7 @@ def _neighbours(schedule: Schedule, fixed_rounds: int | None) -> list[Schedule]:
         for f in (0.55, 1.8)
     ]
     if schedule.rounds >= 4:
-        varied += [{"averaging": 0.25}]
+        varied += [{"averaging": 0.0 if schedule.averaging else 0.25}]
     if fixed_rounds is None:
         varied += [{"rounds": max(1, round(schedule.rounds * f))} for f in (0.7, 1.4)]
     return [replace(schedule, **changes) for changes in varied]

@@ -66,7 +66,7 @@ class Counting:
 
 
 def summary(method, mean, seconds, half_width=0.01):
-    return Summary("a", method, 1.0, "accuracy", mean, half_width, 5, seconds)
+    return Summary("a", method, 1.0, "accuracy", mean, half_width, {0: mean}, seconds)
 
 
 def line(method, seed, value, seconds):
@@ -78,8 +78,9 @@ def some_lines(path, ladders):
     lines = lines_at(path)
     for method, (mean, seconds) in ladders.items():
         lines.add({**line(method, None, 0.0, 0.0), "hyperparameters": {}})
+        sign = -1 if method.startswith("dp_gd") else 1
         for seed in range(3):
-            lines.add(line(method, seed, mean + (seed - 1) / 100, seconds))
+            lines.add(line(method, seed, mean + sign * (seed - 1) / 100, seconds))
     return lines
 
 

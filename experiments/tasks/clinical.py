@@ -173,7 +173,7 @@ def _candidates() -> list[Schedule]:
     return [
         replace(schedule, damping=100 * schedule.damping)
         for schedule in candidate_schedules()
-        if schedule.rounds <= 32 and schedule.damping >= 1e-3
+        if schedule.rounds <= 32 and schedule.damping <= 0.1
     ]
 
 

@@ -5,9 +5,10 @@
     python -m experiments report
 
 The first prints one JSON line. The second fills experiments/results, shows progress, leaves out
-what is there already, and may be stopped at any moment. The third writes docs/study.md and its
-figures from what is there. Settings are planned on public records alone. Noise comes from
-reproducible test generators, so that the releases of a study are not private.
+what is there already, and may be stopped at any moment. The third writes docs/study.md,
+docs/time-to-accuracy.md, docs/ablations.md and their figures from what is there. Settings are
+planned on public records alone. Noise comes from reproducible test generators, so that the releases
+of a study are not private.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import sys
 
+from experiments import ablations, time_to_accuracy
 from experiments.study import DEFAULT_EPSILONS, METHODS, Cell, report, results, run_all, run_cell
 from experiments.tasks import TASKS
 
@@ -23,8 +25,9 @@ from experiments.tasks import TASKS
 def main() -> None:
     if len(sys.argv) > 1 and sys.argv[1] == "report":
         argparse.ArgumentParser(prog="python -m experiments report").parse_args(sys.argv[2:])
-        for path in report.write():
-            print(path)
+        for write in (report.write, time_to_accuracy.write, ablations.write):
+            for path in write():
+                print(path)
     elif len(sys.argv) > 1 and sys.argv[1] == "all":
         everything(sys.argv[2:])
     else:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from experiments.tasks import Task
 from qexp import KroneckerCurvature
 from qexp.bits import insecure_test_generator
-from qexp.finetune import FineTuneResult, Schedule, fine_tune
+from qexp.finetune import FineTuneResult, Schedule, Shrinkage, fine_tune
 
 __all__ = ["fine_tuned", "planning_arguments", "planning_records"]
 
@@ -22,6 +22,7 @@ def fine_tuned(
     delta: float,
     seed: int,
     curvature_records: NDArray[Any] | None = None,
+    shrinkage: Shrinkage = "none",
 ) -> FineTuneResult:
     """Fine-tune on the private records, with curvature of public ones and reproducible noise."""
     records = task.curvature_records() if curvature_records is None else curvature_records
@@ -36,6 +37,7 @@ def fine_tuned(
         target_epsilon=epsilon,
         target_delta=delta,
         rng=insecure_test_generator(seed),
+        shrinkage=shrinkage,
     )
 
 

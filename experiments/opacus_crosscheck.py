@@ -3,19 +3,20 @@
     python -m experiments.opacus_crosscheck qexp  --output qexp.json     (in qexp's environment)
     python experiments/opacus_crosscheck.py opacus --task qexp.npz --output opacus.json
                                            (in one with torch, opacus and numpy)
-    python -m experiments.opacus_crosscheck compare qexp.json opacus.json
+    python -m experiments.opacus_crosscheck compare qexp.json opacus.json [--keep]
 
 The first makes the task, too, and saves it beside its output: a perceptron pretrained on upright
 digits of scikit-learn, private digits mirrored. Both run the same q, T, σ, C and learning rate over
-several seeds. Then ε of Opacus' PRV accountant and qexp's figure have to agree to 1e-3, and the
-mean accuracies to within twice their standard error.
+several seeds. Then ε of Opacus' PRV accountant and qexp's figure have to agree to 1e-3, and 0 has
+to be in the 95 % interval (Welch) of the difference of the mean accuracies. `--keep` puts the
+comparison into experiments/results/opacus_crosscheck.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ import numpy as np
 
 RATE, STEPS, SIGMA, NORM, LEARNING_RATE, DELTA = 0.2, 150, 4.0, 1.0, 0.5, 1e-5
 SIZES = (64, 32, 10)
+RESULTS = Path(__file__).resolve().parent / "results" / "opacus_crosscheck.json"
 
 
-def run_qexp(path: Path, seeds: int) -> dict[str, Any]:
+def run_qexp(path: Path, seeds: range) -> dict[str, Any]:
     from qexp.bits import insecure_test_generator
     from qexp.datasets import load_digits
     from qexp.models import mlp
@@ -63,76 +65,142 @@ def run_qexp(path: Path, seeds: int) -> dict[str, Any]:
             settings=settings,
             rng=insecure_test_generator(seed),
         ).model.score(mirrored[1400:], y[1400:])
-        for seed in range(seeds)
+        for seed in seeds
     ]
-    seconds = (time.perf_counter() - started) / seeds
-    return {"epsilon": epsilon, "accuracies": accuracies, "seconds": seconds}
+    seconds = (time.perf_counter() - started) / len(seeds)
+    return {
+        "epsilon": epsilon,
+        "first_seed": seeds.start,
+        "accuracies": accuracies,
+        "seconds": seconds,
+    }
 
 
-def run_opacus(task: Path, seeds: int) -> dict[str, Any]:
+def run_opacus(task: Path, seeds: range) -> dict[str, Any]:
     import torch
-    from opacus import PrivacyEngine
     from opacus.accountants import PRVAccountant
 
     torch.set_num_threads(1)
     arrays = np.load(task)
-    X, y = torch.from_numpy(arrays["X"]), torch.from_numpy(arrays["y"])
     X_test, y_test = torch.from_numpy(arrays["X_test"]), torch.from_numpy(arrays["y_test"])
-
-    def network() -> torch.nn.Module:
-        first, second = torch.nn.Linear(64, 32), torch.nn.Linear(32, 10)
-        start = 0
-        for layer in (first, second):
-            out, inp = layer.weight.shape
-            matrix = arrays["weights"][start : start + out * (inp + 1)].reshape(out, inp + 1)
-            start += out * (inp + 1)
-            with torch.no_grad():
-                layer.weight.copy_(torch.from_numpy(matrix[:, :-1].copy()))
-                layer.bias.copy_(torch.from_numpy(matrix[:, -1].copy()))
-        return torch.nn.Sequential(first, torch.nn.Tanh(), second)
-
     accuracies = []
     started = time.perf_counter()
-    for seed in range(seeds):
-        torch.manual_seed(seed)
-        model = network()
-        loader = torch.utils.data.DataLoader(
-            torch.utils.data.TensorDataset(X, y), batch_size=round(RATE * len(y))
+    for seed in seeds:
+        model = opacus_dp_sgd(
+            arrays["weights"],
+            SIZES,
+            arrays["X"],
+            arrays["y"],
+            rate=RATE,
+            steps=STEPS,
+            sigma=SIGMA,
+            clipping_norm=NORM,
+            learning_rate=LEARNING_RATE,
+            seed=seed,
         )
-        # Opacus divides by the expected batch size too; its clipping norm is not divided out.
-        optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE / NORM)
-        engine = PrivacyEngine()
-        model, optimizer, loader = engine.make_private(
-            module=model,
-            optimizer=optimizer,
-            data_loader=loader,
-            noise_multiplier=SIGMA,
-            max_grad_norm=NORM,
-        )
-        done = 0
-        while done < STEPS:
-            for features, labels in loader:
-                optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(model(features), labels).backward()
-                optimizer.step()
-                done += 1
-                if done == STEPS:
-                    break
         with torch.no_grad():
             hits = model(X_test).argmax(dim=1) == y_test
         accuracies.append(float(hits.double().mean()))
-    seconds = (time.perf_counter() - started) / seeds
+    seconds = (time.perf_counter() - started) / len(seeds)
     accountant = PRVAccountant()
     accountant.history = [(SIGMA, RATE, STEPS)]
     epsilon = accountant.get_epsilon(DELTA, eps_error=1e-4, delta_error=1e-10)
-    return {"epsilon": float(epsilon), "accuracies": accuracies, "seconds": seconds}
+    return {
+        "epsilon": float(epsilon),
+        "first_seed": seeds.start,
+        "accuracies": accuracies,
+        "seconds": seconds,
+    }
+
+
+def torch_and_opacus() -> tuple[Any, Any]:
+    """Import both, or say what to install."""
+    try:
+        import opacus
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            "a comparison with Opacus takes torch and Opacus in this environment: "
+            "pip install torch==2.13.0 opacus",
+            name=error.name,
+        ) from error
+    return torch, opacus
+
+
+def opacus_dp_sgd(
+    weights: Any,
+    sizes: tuple[int, ...],
+    X: Any,
+    y: Any,
+    *,
+    rate: float,
+    steps: int,
+    sigma: float,
+    clipping_norm: float,
+    learning_rate: float,
+    momentum: float = 0.0,
+    optimizer: str = "sgd",
+    seed: int,
+) -> Any:
+    """Fine-tune a perceptron of tanh units by Opacus, and give the torch module.
+
+    Raises
+    ------
+    ImportError
+        If torch or Opacus is not installed.
+    """
+    torch, opacus = torch_and_opacus()
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential()
+    start = 0
+    for inp, out in itertools.pairwise(sizes):
+        layer = torch.nn.Linear(inp, out)
+        matrix = weights[start : start + out * (inp + 1)].reshape(out, inp + 1)
+        start += out * (inp + 1)
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(matrix[:, :-1].copy()))
+            layer.bias.copy_(torch.from_numpy(matrix[:, -1].copy()))
+        if len(model):
+            model.append(torch.nn.Tanh())
+        model.append(layer)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(y).long()),
+        batch_size=round(rate * len(y)),
+    )
+    # Opacus divides by the expected batch size too; its clipping norm is not divided out, which
+    # to Adam makes no difference.
+    inner = (
+        torch.optim.Adam(model.parameters(), lr=learning_rate)
+        if optimizer == "adam"
+        else torch.optim.SGD(
+            model.parameters(), lr=learning_rate / clipping_norm, momentum=momentum
+        )
+    )
+    private, outer, loader = opacus.PrivacyEngine().make_private(
+        module=model,
+        optimizer=inner,
+        data_loader=loader,
+        noise_multiplier=sigma,
+        max_grad_norm=clipping_norm,
+    )
+    done = 0
+    while done < steps:
+        for features, labels in loader:
+            outer.zero_grad()
+            torch.nn.functional.cross_entropy(private(features), labels).backward()
+            outer.step()
+            done += 1
+            if done == steps:
+                break
+    return model
 
 
 def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    means = [float(np.mean(side["accuracies"])) for side in (ours, theirs)]
-    error = math.sqrt(
-        sum(np.var(side["accuracies"], ddof=1) / len(side["accuracies"]) for side in (ours, theirs))
-    )
+    from scipy import stats
+
+    values = [np.asarray(side["accuracies"]) for side in (ours, theirs)]
+    test = stats.ttest_ind(*values, equal_var=False)
+    low, high = test.confidence_interval(0.95)
     return {
         "rate": RATE,
         "steps": STEPS,
@@ -140,13 +208,33 @@ def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
         "epsilon_qexp": round(ours["epsilon"], 5),
         "epsilon_opacus": round(theirs["epsilon"], 5),
         "epsilons_agree": abs(ours["epsilon"] - theirs["epsilon"]) <= 1e-3,
-        "accuracy_qexp": round(means[0], 4),
-        "accuracy_opacus": round(means[1], 4),
-        "standard_error_of_difference": round(error, 4),
-        "accuracies_agree": abs(means[0] - means[1]) <= 2 * error,
+        "first_seed": ours["first_seed"],
+        "seeds": [len(side) for side in values],
+        "accuracy_qexp": round(float(values[0].mean()), 4),
+        "accuracy_opacus": round(float(values[1].mean()), 4),
+        "standard_deviations": [round(float(side.std(ddof=1)), 4) for side in values],
+        "difference": round(float(values[0].mean() - values[1].mean()), 4),
+        "interval_of_difference": [round(float(low), 4), round(float(high), 4)],
+        "p_value": round(float(test.pvalue), 3),
+        "accuracies_agree": bool(low <= 0 <= high),
         "seconds_qexp": round(ours["seconds"], 2),
         "seconds_opacus": round(theirs["seconds"], 2),
     }
+
+
+def keep(result: dict[str, Any]) -> None:
+    """Put a comparison in, in place of one of the same seeds."""
+    from qexp._files import atomic_write
+
+    known = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else []
+    key = result["first_seed"], result["seeds"]
+    others = [old for old in known if (old["first_seed"], old["seeds"]) != key]
+    text = json.dumps([*others, result], indent=1) + "\n"
+
+    def write(file: Any) -> None:
+        file.write(text.encode())
+
+    atomic_write(RESULTS, write)
 
 
 def main() -> None:
@@ -155,20 +243,26 @@ def main() -> None:
     for name in ("qexp", "opacus"):
         command = commands.add_parser(name)
         command.add_argument("--output", type=Path, required=True)
-        command.add_argument("--seeds", type=int, default=20)
+        command.add_argument("--seeds", type=int, default=100)
+        command.add_argument("--first-seed", type=int, default=0)
         if name == "opacus":
             command.add_argument("--task", type=Path, required=True, help="the .npz that qexp left")
     command = commands.add_parser("compare")
     command.add_argument("files", type=Path, nargs=2)
+    command.add_argument("--keep", action="store_true")
     arguments = parser.parse_args()
     if arguments.command == "compare":
         ours, theirs = (json.loads(path.read_text()) for path in arguments.files)
-        print(json.dumps(compare(ours, theirs), indent=1))
+        result = compare(ours, theirs)
+        if arguments.keep:
+            keep(result)
+        print(json.dumps(result, indent=1))
         return
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     result = (
-        run_qexp(arguments.output, arguments.seeds)
+        run_qexp(arguments.output, seeds)
         if arguments.command == "qexp"
-        else run_opacus(arguments.task, arguments.seeds)
+        else run_opacus(arguments.task, seeds)
     )
     arguments.output.write_text(json.dumps(result))
 

@@ -16,11 +16,11 @@ pytest.importorskip("dp_accounting")
 # Appended, so that qexp comes from where it is installed.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from experiments.study import cells, report, runner
+from experiments.study import cells, reasons, report, runner
 from experiments.study.cells import Cell, run_planned
 from experiments.study.methods import METHODS, NO_BUDGET
 from experiments.study.results import Store
-from experiments.tasks import Task
+from experiments.tasks import TASKS, Task
 from qexp.finetune import Schedule
 from qexp.models import mlp
 from qexp.rivals import GradientDescentSettings
@@ -41,6 +41,7 @@ KEYS = {
     "non_private",
     "rounds",
     "seconds",
+    "cpu_seconds",
     "peak_mib",
     "hyperparameters",
     "chosen_on",
@@ -193,29 +194,133 @@ def test_summaries_are_means_with_students_intervals():
     assert math.isinf(alone.half_width)
 
 
-def test_the_report_tells_wins_ties_and_losses(tmp_path):
-    def seeds(task, method, epsilon, mean):
-        return [
-            line(task=task, method=method, epsilon=epsilon, seed=i, value=mean + (i - 1) / 1000)
-            for i in range(3)
-        ]
+def seeds(task, method, epsilon, mean, spread=0.001, jitter=0.0, n=3):
+    """Values that spread by seed alike for all methods, and by the method's own jitter."""
+    return [
+        line(
+            task=task,
+            method=method,
+            epsilon=epsilon,
+            seed=i,
+            value=mean + spread * (i - (n - 1) / 2) + jitter * (-1) ** i,
+        )
+        for i in range(n)
+    ]
 
+
+def section(page, title):
+    return page.split(f"## {title}")[1].split("\n## ")[0]
+
+
+def test_the_report_tells_wins_ties_and_losses(tmp_path):
     store = Store(tmp_path / "results")
     store.add(seeds("won", "qexp", 1.0, 0.9) + seeds("won", "dp_gd", 1.0, 0.8))
-    store.add(seeds("tied", "qexp", 1.0, 0.9) + seeds("tied", "dp_gd", 1.0, 0.901))
+    store.add(seeds("tied", "qexp", 1.0, 0.9))
+    store.add(seeds("tied", "dp_gd", 1.0, 0.901, jitter=0.005))
     store.add(seeds("lost", "qexp", 1.0, 0.7) + seeds("lost", "dp_sgd", 1.0, 0.8))
     store.add(seeds("lost", "qexp", 0.1, 0.1) + seeds("lost", "dp_sgd", 0.1, 0.8))
     store.add(seeds("won", "non_private", None, 0.95))
     written = report.write(store, tmp_path / "docs")
     page = written[0].read_text("utf-8")
-    assert "1 won, 1 tied (the difference is within its interval), 1 lost" in page
-    assert "| lost | 1 | 70.0 | dp_sgd, 80.0 |" in page
-    assert "| tied | 1 | 90.0 | dp_gd, 90.1 |" in page
+    assert "1 won, 1 tied, 1 lost" in page
+    lost = "| lost | 1 | 70.0 ± 0.2 | dp_sgd, 80.0 ± 0.2 | -10.00 ± 0.00 | 3 | reason not found yet"
+    assert lost in page
+    assert "| won | 1 | 90.0 ± 0.2 | dp_gd, 80.0 ± 0.2 | +10.00 ± 0.00 | 3 |" in page
+    assert "| tied | 1 | 90.0 ± 0.2 | dp_gd, 90.3 ± 1.5 | -0.27 ± 1.43 | 3 |" in page
     assert "without privacy 95.0" in page
     assert all(path.stat().st_size > 0 for path in written)
     # The others have one budget, which makes no curve.
     assert [path.name for path in written[1:]] == ["study-lost.png"]
     assert page.count("](figures/") == 1
+
+
+def test_pairs_tell_what_means_alone_do_not(tmp_path):
+    """Seeds that differ by ten points hide a difference of a tenth of one, but not in pairs."""
+    store = Store(tmp_path / "results")
+    store.add(seeds("a", "qexp", 1.0, 0.801, spread=0.1) + seeds("a", "dp_gd", 1.0, 0.8, 0.1))
+    # A seed that only one of them has is in no pair.
+    store.add([line(method="qexp", seed=7, value=0.801)])
+    ours, theirs = (s for s in report.summaries(store.all_lines()) if s.task == "a")
+    ours, theirs = (ours, theirs) if ours.method == "qexp" else (theirs, ours)
+    assert ours.half_width > 0.1
+    gap = report.paired(ours, theirs)
+    assert gap.seeds == 3
+    assert gap.mean == pytest.approx(0.001)
+    assert gap.is_clear
+    page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
+    assert "1 won, 0 tied, 0 lost" in page
+
+
+def test_a_paired_difference_is_students():
+    one, other = [0.5, 0.6, 0.8, 0.7], [0.4, 0.65, 0.6, 0.6]
+    [a] = report.summaries([line(seed=i, value=v) for i, v in enumerate(one)])
+    [b] = report.summaries([line(seed=i, value=v) for i, v in enumerate(other)])
+    gap = report.paired(a, b)
+    low, high = stats.ttest_rel(one, other).confidence_interval(0.95)
+    assert (gap.mean - gap.half_width, gap.mean + gap.half_width) == pytest.approx((low, high))
+
+
+def test_without_a_common_seed_or_with_one_alone_nothing_is_clear(tmp_path):
+    [ours] = report.summaries([line(seed=0, value=0.9)])
+    [theirs] = report.summaries([line(seed=0, value=0.1)])
+    [elsewhere] = report.summaries([line(seed=1, value=0.1)])
+    assert report.paired(ours, elsewhere) is None
+    assert not report.paired(ours, theirs).is_clear
+    store = Store(tmp_path / "results")
+    store.add([line(seed=0, value=0.9), line(method="dp_gd", seed=1, value=0.1)])
+    page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
+    assert "| a | 1 | 90.0 ± ? | dp_gd, 10.0 ± ? | no common seed | 0 |" in page
+
+
+def test_a_reason_stands_beside_a_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "REASONS", {"a": "measured: too few steps"})
+    store = Store(tmp_path / "results")
+    store.add(seeds("a", "qexp", 1.0, 0.7) + seeds("a", "dp_gd", 1.0, 0.8))
+    page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
+    assert "| 3 | measured: too few steps |" in page
+    assert reasons.NOT_FOUND not in page
+
+
+def test_reasons_are_of_tasks_that_there_are():
+    assert set(reasons.REASONS) <= set(TASKS)
+
+
+def test_gaps_are_told_with_their_ratio(tmp_path):
+    store = Store(tmp_path / "results")
+    store.add(seeds("a", "non_private", None, 0.95))
+    store.add(seeds("a", "qexp", 1.0, 0.91) + seeds("a", "dp_sgd", 1.0, 0.85))
+    store.add(seeds("a", "qexp", 4.0, 0.94) + seeds("a", "dp_sgd", 4.0, 0.95))
+    store.add(seeds("b", "non_private", None, 0.95, n=2))
+    store.add(seeds("b", "qexp", 1.0, 0.87, n=2) + seeds("b", "dp_sgd", 1.0, 0.85))
+    # Without one of the three there is no row.
+    store.add(seeds("c", "qexp", 1.0, 0.87) + seeds("c", "dp_sgd", 1.0, 0.85))
+    page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
+    gaps = section(page, "What privacy costs")
+    assert "| a | 1 | 4.00 ± 0.00 | 10.00 ± 0.00 | 0.40 | 3 |" in gaps
+    assert "| a | 4 | 1.00 ± 0.00 | 0.00 ± 0.00 | – | 3 |" in gaps
+    assert "| b | 1 | 8.00 ± 0.00 | 10.05 ± 0.00 | 0.80 | 2 |" in gaps
+    assert "| c |" not in gaps
+    assert "met on 1 of 2 tasks by the means, beyond their interval on 1." in gaps
+
+
+@pytest.mark.parametrize(
+    ("budgets", "shown"), [((0.5, 1.0), "ε = 1."), ((0.25, 2.0), "ε = 2."), ((), None)]
+)
+def test_accuracy_is_drawn_against_the_number_of_records(tmp_path, budgets, shown):
+    store = Store(tmp_path / "results")
+    for epsilon in budgets:
+        for task in ("mnist_few_250", "mnist_to_usps"):
+            store.add(seeds(task, "qexp", epsilon, 0.9) + seeds(task, "dp_gd", epsilon, 0.8))
+    store.add(seeds("mnist_few_250", "non_private", None, 0.95))
+    # One task alone makes no curve.
+    store.add(seeds("mnist_few_500", "qexp", 1.0 if not budgets else budgets[-1], 0.9))
+    written = report.write(store, tmp_path / "docs")
+    page = written[0].read_text("utf-8")
+    path = tmp_path / "docs" / "figures" / "study-number-of-records.png"
+    assert (path in written) == path.exists() == (shown is not None)
+    if shown:
+        assert shown in section(page, "Accuracy against the number of private records")
+        assert path.stat().st_size > 0
 
 
 def test_every_method_has_a_name_that_the_command_takes():

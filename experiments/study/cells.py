@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Literal
 
-from experiments.study.methods import METHODS, NO_BUDGET
+from experiments.study.methods import METHODS, NO_BUDGET, StudyMethod
 from experiments.tasks import TASKS, Task
 
 __all__ = ["DEFAULT_EPSILONS", "Cell", "plan_settings", "run_cell", "run_planned"]
@@ -48,21 +48,24 @@ def plan_settings(
     return METHODS[method].plan(_task(task, 0), epsilon, delta, effort)
 
 
-def run_planned(cell: Cell, settings: dict[str, Any]) -> dict[str, Any]:
-    """Run one cell with settings that are given.
+def run_planned(
+    cell: Cell, settings: dict[str, Any], method: StudyMethod | None = None
+) -> dict[str, Any]:
+    """Run one cell with settings that are given; `method` by default is the cell's.
 
     Returns
     -------
     dict
         As JSON can hold it. ``seconds`` are of the private part alone, without pretraining and
-        planning; ``peak_mib`` of the whole process; ``mu`` is None for Poisson samples, whose
-        privacy is no single Gaussian's.
+        planning, and so are ``cpu_seconds``, of all threads; ``peak_mib`` of the whole process;
+        ``mu`` is None for Poisson samples, whose privacy is no single Gaussian's.
     """
     task = _task(cell.task, cell.seed)
-    started = time.perf_counter()
+    method = METHODS[cell.method] if method is None else method
+    started, started_cpu = time.perf_counter(), time.process_time()
     epsilon = cell.epsilon if math.isfinite(cell.epsilon) else 1.0
-    tuned = METHODS[cell.method].run(task, settings, epsilon, cell.delta, cell.seed)
-    seconds = time.perf_counter() - started
+    tuned = method.run(task, settings, epsilon, cell.delta, cell.seed)
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
     measures = task.measures(tuned.model)
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return {
@@ -79,7 +82,8 @@ def run_planned(cell: Cell, settings: dict[str, Any]) -> dict[str, Any]:
         "before": task.value(task.model),
         "non_private": None,
         "rounds": tuned.rounds,
-        "seconds": round(seconds, 3),
+        "seconds": round(seconds, 4),
+        "cpu_seconds": round(cpu_seconds, 4),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1),
         "hyperparameters": settings,
         "chosen_on": CHOSEN_ON,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
@@ -11,11 +11,11 @@ from experiments.fine_tuning import fine_tuned, planning_arguments, planning_rec
 from experiments.tasks import Task
 from qexp import rivals
 from qexp.bits import insecure_test_generator
-from qexp.finetune import Schedule
+from qexp.finetune import Schedule, Shrinkage
 from qexp.planning import plan
 from qexp.rivals import plan_rival
 
-__all__ = ["METHODS", "StudyMethod", "Tuned"]
+__all__ = ["METHODS", "StudyMethod", "Tuned", "qexp_method", "rival_method"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,25 +46,42 @@ class StudyMethod:
     takes_budget: bool = True
 
 
-def _qexp(rounds: int | None) -> StudyMethod:
+def qexp_method(
+    rounds: int | None = None,
+    candidates: Sequence[Schedule] | None = None,
+    shrinkage: Shrinkage = "none",
+) -> StudyMethod:
+    """Make qexp a method: with so many rounds, or with some schedules to choose from only."""
+
     def planned(task: Task, epsilon: float, delta: float, effort: Any) -> dict[str, Any]:
         arguments = planning_arguments(task, epsilon, delta, effort)
-        candidates = task.candidates if rounds is None else None
-        made = plan(*planning_records(task), rounds=rounds, candidates=candidates, **arguments)
+        pool = task.candidates if candidates is None and rounds is None else candidates
+        made = plan(*planning_records(task), rounds=rounds, candidates=pool, **arguments)
         return made.schedule.describe()
 
     def run(task: Task, settings: dict[str, Any], epsilon: float, delta: float, seed: int) -> Tuned:
-        result = fine_tuned(task, Schedule(**settings), epsilon=epsilon, delta=delta, seed=seed)
+        result = fine_tuned(
+            task,
+            Schedule(**settings),
+            epsilon=epsilon,
+            delta=delta,
+            seed=seed,
+            shrinkage=shrinkage,
+        )
         release = result.release
         return Tuned(result.model, release.mu, release.neighboring_relation, result.rounds_done)
 
     return StudyMethod(planned, run)
 
 
-def _rival(method: rivals.Method[Any]) -> StudyMethod:
+def rival_method(
+    method: rivals.Method[Any], candidates: Sequence[Any] | None = None
+) -> StudyMethod:
+    """Make a rival a method of the study: with its own grid, or with some settings of it only."""
+
     def planned(task: Task, epsilon: float, delta: float, effort: Any) -> dict[str, Any]:
         arguments = planning_arguments(task, epsilon, delta, effort)
-        made = plan_rival(method, *planning_records(task), **arguments)
+        made = plan_rival(method, *planning_records(task), candidates=candidates, **arguments)
         return asdict(made.settings)
 
     def run(task: Task, settings: dict[str, Any], epsilon: float, delta: float, seed: int) -> Tuned:
@@ -106,9 +123,9 @@ def _settings(settings_type: type[Any], values: Mapping[str, Any]) -> Any:
 
 _FREE: Final = ("public_only", "non_private")
 METHODS: Final[Mapping[str, StudyMethod]] = {
-    "qexp": _qexp(None),
-    "qexp_one_round": _qexp(1),
-    **{name: _rival(method) for name, method in rivals.METHODS.items()},
+    "qexp": qexp_method(),
+    "qexp_one_round": qexp_method(1),
+    **{name: rival_method(method) for name, method in rivals.METHODS.items()},
 }
 """qexp with planned rounds, with one round, and every rival."""
 

@@ -1,0 +1,424 @@
+"""Time to accuracy: what a private fine-tune takes in seconds, and where that leads.
+
+    python -m experiments.time_to_accuracy [--opacus] [--task …] [--epsilon 1] [--seeds 5]
+
+Every method climbs a ladder of its own settings that trade time for accuracy at one fixed ε: qexp
+more rounds, DP gradient descent more steps, DP-SGD more steps and larger samples. What else a rung
+has to choose is chosen on shifted public records, from as many candidates on each rung; the
+schedules that the study planned, out of the whole grids, are rungs as well. All runs are in one
+process on one thread, the methods in turn, seed by seed. Seconds are those of the private part: for
+qexp with the curvature's making, for DP-SGD without finding its noise multiplier, which takes
+longer than the run. Prints one JSON line a run, keeps them in
+experiments/results/time_to_accuracy.jsonl and leaves out what is there. `--opacus` adds Opacus'
+DP-SGD with the settings and noise of ours; it takes torch and Opacus in the same environment.
+`python -m experiments report` makes page and figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from experiments.opacus_crosscheck import opacus_dp_sgd, torch_and_opacus
+from experiments.study.cells import Cell, run_planned
+from experiments.study.methods import METHODS, StudyMethod, Tuned, qexp_method, rival_method
+from experiments.study.report import DOCS, Summary, figure_file, paired, shown_as, summaries
+from experiments.study.results import FOLDER, Lines, Store
+from experiments.study.variants import Variant, lines_at, plan_variants, run_variants
+from experiments.tasks import TASKS, Task
+from qexp._files import atomic_write
+from qexp._threads import register_threadpool_controller
+from qexp.finetune import Schedule
+from qexp.rivals import GradientDescentSettings, SGDSettings, dp_gd, dp_sgd
+from qexp.rivals._accounting import Target
+
+RESULTS: Final = FOLDER / "time_to_accuracy.jsonl"
+RELATION: Final = "replace_special"
+ROUNDS: Final = (1, 2, 4, 8, 16)
+GD_STEPS: Final = (8, 32)
+# Rates that Opacus' loader, which counts lots in an epoch, does not round.
+SGD_RUNGS: Final = (
+    *itertools.product((1 / 50,), (25, 100)),
+    *itertools.product((1 / 16,), (50, 200)),
+    *itertools.product((1 / 4,), (25, 50)),
+)
+_CLIPPING_NORMS: Final = (0.3, 1.0, 3.0)
+
+
+def schedules(rounds: int, dampings: Sequence[float] = (1e-3, 1e-2, 1e-1)) -> list[Schedule]:
+    """Give the candidates of a rung of qexp."""
+    return [
+        Schedule(rounds=rounds, clipping_norm=c, step_size=eta, damping=damping)
+        for damping, c, eta in itertools.product(dampings, (1.0, 3.0, 10.0), (1.0, 0.3))
+    ]
+
+
+def descents(steps: int) -> list[GradientDescentSettings]:
+    """Give the candidates of a rung of gradient descent."""
+    return [
+        GradientDescentSettings(steps=steps, clipping_norm=c, learning_rate=eta, momentum=m)
+        for c, (eta, m) in itertools.product(
+            _CLIPPING_NORMS, ((1.0, 0.0), (3.0, 0.0), (10.0, 0.0), (0.3, 0.9), (1.0, 0.9), (3, 0.9))
+        )
+    ]
+
+
+def stochastic_descents(rate: float, steps: int) -> list[SGDSettings]:
+    """Give the candidates of a rung of DP-SGD: all of them such as Opacus can run."""
+    moves: list[dict[str, Any]] = [{"learning_rate": eta} for eta in (0.3, 1.0, 3.0)]
+    moves += [{"learning_rate": eta, "momentum": 0.9} for eta in (0.1, 0.3)]
+    moves += [{"learning_rate": 4e-3, "optimizer": "adam"}]
+    return [
+        SGDSettings(steps=steps, sampling_rate=rate, clipping_norm=c, **move)
+        for c, move in itertools.product(_CLIPPING_NORMS, moves)
+    ]
+
+
+def ladders() -> dict[str, Variant]:
+    """Give all rungs, named "method/rung", but for those of Opacus."""
+    rungs = {
+        f"qexp/{rounds} round{'s' * (rounds > 1)}": qexp_method(rounds, schedules(rounds))
+        for rounds in ROUNDS
+    }
+    for rate, steps in SGD_RUNGS:
+        candidates = stochastic_descents(rate, steps)
+        rungs[f"dp_sgd/q = {rate:g}, {steps} steps"] = rival_method(dp_sgd, candidates)
+    for steps in GD_STEPS:
+        rungs[f"dp_gd/{steps} steps"] = rival_method(dp_gd, descents(steps))
+    planned = {f"{name}/planned": METHODS[name] for name in ("qexp", "dp_sgd", "dp_gd")}
+    return {name: Variant(method) for name, method in {**rungs, **planned}.items()}
+
+
+def with_opacus(rungs: dict[str, Variant]) -> dict[str, Variant]:
+    """Add Opacus' DP-SGD at the settings of ours."""
+    method = StudyMethod(_not_planned, _run_opacus)
+    theirs = {
+        name.replace("dp_sgd", "opacus", 1): Variant(method, settings_of=name)
+        for name in rungs
+        if name.startswith("dp_sgd/")
+    }
+    return {**rungs, **theirs}
+
+
+def _not_planned(task: Task, epsilon: float, delta: float, effort: Any) -> dict[str, Any]:
+    raise NotImplementedError("Opacus runs at the settings of dp_sgd")
+
+
+def _run_opacus(
+    task: Task, settings: dict[str, Any], epsilon: float, delta: float, seed: int
+) -> Tuned:
+    if settings["clipping"] != "abadi" or settings["averaging"]:
+        raise ValueError(f"Opacus has no counterpart of the settings {settings}")
+    rate, steps = settings["sampling_rate"], settings["steps"]
+    module = opacus_dp_sgd(
+        task.model.weights,
+        task.model.layer_sizes,
+        task.X_private,
+        task.y_private,
+        rate=rate,
+        steps=steps,
+        sigma=Target(epsilon, delta, RELATION).sampled_noise(rate, steps),
+        clipping_norm=settings["clipping_norm"],
+        learning_rate=settings["learning_rate"],
+        momentum=settings["momentum"],
+        optimizer=settings["optimizer"],
+        seed=seed,
+    )
+    parts = [parameter.detach().numpy() for parameter in module.parameters()]
+    layers = zip(parts[::2], parts[1::2], strict=True)
+    weights = np.concatenate([np.column_stack([w, b]).ravel() for w, b in layers])
+    return Tuned(task.model.with_weights(weights), None, RELATION, steps)
+
+
+# ---------------------------------------------------------------------------------- running
+
+
+def run(
+    rungs: dict[str, Variant],
+    lines: Lines,
+    *,
+    task: str,
+    epsilon: float,
+    delta: float,
+    seeds: Sequence[int],
+) -> None:
+    """Plan, warm up, and run what is missing."""
+    settings = plan_variants(rungs, lines, task=task, epsilon=epsilon, delta=delta)
+    first: dict[str, str] = {}
+    for name, values in settings.items():
+        if "sampling_rate" in values:
+            # Kept by the accountant from here on.
+            Target(epsilon, delta, RELATION).sampled_noise(values["sampling_rate"], values["steps"])
+        first.setdefault(method_of(name), name)
+    for name in first.values():
+        run_planned(Cell(task, name, epsilon, delta, seeds[0]), settings[name], rungs[name].method)
+    run_variants(
+        rungs,
+        settings,
+        lines,
+        task=task,
+        epsilon=epsilon,
+        delta=delta,
+        seeds=seeds,
+        each=lambda line: print(json.dumps(line), flush=True),
+    )
+
+
+def adopt_plans(lines: Lines, store: Store, *, task: str, epsilon: float, delta: float) -> None:
+    """Take the plans of the study, where it has them and there are none yet."""
+    known = {
+        (line["task"], line["method"], line["epsilon"], line["delta"]) for line in lines.read()
+    }
+    for name in ("qexp", "dp_sgd", "dp_gd"):
+        for line in store.lines(task, name):
+            key = (task, f"{name}/planned", epsilon, delta)
+            if (line["epsilon"], line["delta"]) == key[2:] and key not in known:
+                kept = ("task", "epsilon", "delta", "hyperparameters", "chosen_on")
+                plan = {field: line[field] for field in kept}
+                lines.add({**plan, "method": key[1], "seed": None, "seconds": None})
+                known.add(key)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit qexp, BLAS and torch to one thread."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError as error:
+        raise ImportError(
+            "timing on one thread takes threadpoolctl: pip install 'qexp[bench]'",
+            name="threadpoolctl",
+        ) from error
+    # Where threadpoolctl came after qexp, it does not know of qexp's threads yet.
+    register_threadpool_controller()
+    with threadpool_limits(1):
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+        yield
+
+
+# --------------------------------------------------------------------------------- reporting
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How long a ladder takes to an accuracy; `rung` is its best one where it does not get there.
+
+    Attributes
+    ----------
+    rung : Summary
+    reached : bool
+    """
+
+    rung: Summary
+    reached: bool
+
+
+def method_of(name: str) -> str:
+    """Give the method of a rung's name."""
+    return name.partition("/")[0]
+
+
+def quickest(ladder: Sequence[Summary], accuracy: float) -> Reached:
+    """Find the quickest rung whose mean is `accuracy` or more."""
+    enough = [rung for rung in ladder if rung.mean >= accuracy]
+    if enough:
+        return Reached(min(enough, key=lambda rung: rung.seconds), True)
+    return Reached(max(ladder, key=lambda rung: rung.mean), False)
+
+
+def write(lines: Lines | None = None, docs: Path = DOCS) -> list[Path]:
+    """Write docs/time-to-accuracy.md and its figures; give their paths."""
+    lines = lines_at(RESULTS) if lines is None else lines
+    # One thread's CPU time is the wall-clock of a quiet machine, on a busy one as well.
+    runs = [
+        {**line, "seconds": line["cpu_seconds"]}
+        for line in lines.read()
+        if line["seed"] is not None
+    ]
+    if not runs:
+        return []
+    (docs / "figures").mkdir(parents=True, exist_ok=True)
+    parts, written = [_HEAD], []
+    cells = sorted({(line["task"], line["epsilon"], line["delta"]) for line in runs})
+    for number, (task, epsilon, delta) in enumerate(cells):
+        of_cell = [r for r in runs if (r["task"], r["epsilon"], r["delta"]) == cells[number]]
+        found = summaries(of_cell, delta)
+        name = "time-to-accuracy" + ("" if number == 0 else f"-{task}-{epsilon:g}")
+        path = docs / "figures" / f"{name.replace('_', '-')}.png"
+        _plot(found, path)
+        written.append(path)
+        parts.append(_section(found, f"{task}, ε = {epsilon:g}, δ = {delta:g}", path.name))
+    page = docs / "time-to-accuracy.md"
+    atomic_write(page, lambda file: file.write("\n\n".join(parts).encode() + b"\n"))
+    return [page, *written]
+
+
+_HEAD: Final = """\
+# Time to accuracy
+
+How long a private fine-tune takes to an accuracy, at the same (ε, δ) under `replace_special`. Each
+method climbs a ladder of settings that trade time for accuracy; what else a rung has to choose is
+chosen on shifted public records, from 18 candidates a rung; "planned" is the study's choice out of
+the method's whole grid. One process, one thread, methods in turn; seconds are medians of a run's
+private part in CPU time, which on one thread is the wall-clock of a quiet machine: with the
+curvature's making, without planning and without the search for DP-SGD's noise multiplier (about a
+second). Accuracies are means over seeds ± half of their 95 % interval. Opacus runs the settings and
+the noise of our DP-SGD. Written by `python -m experiments report` from what
+`python -m experiments.time_to_accuracy --opacus` measured."""
+
+
+def _section(found: list[Summary], title: str, figure: str) -> str:
+    factor, digits = shown_as(found[0].metric)
+    by_method = {
+        method: sorted((s for s in found if method_of(s.method) == method), key=lambda s: s.seconds)
+        for method in sorted({method_of(s.method) for s in found}, key=_order)
+    }
+    others = [method for method in by_method if method != "qexp"]
+
+    def shown(summary: Summary) -> str:
+        half = f" ± {factor * summary.half_width:.{digits}f}"
+        text = f"{factor * summary.mean:.{digits}f}"
+        return text + (half if math.isfinite(summary.half_width) else "")
+
+    rows = [
+        f"## {title}",
+        "",
+        f"![{found[0].metric} against seconds](figures/{figure})",
+        "",
+        f"{max(s.seeds for s in found)} seeds. For every rung of qexp, the quickest rung of each "
+        "other method whose mean is as high, and how many times as long as qexp it takes; where "
+        "no rung of its ladder gets there, the best one, called tied where the 95 % "
+        "interval of the differences, seed by seed, holds 0.",
+        "",
+        "| qexp | accuracy | seconds | " + " | ".join(others) + " |",
+        "| --- | --- | --- |" + " --- |" * len(others),
+    ]
+    least: dict[str, list[float]] = {method: [] for method in others}
+    for ours in by_method.get("qexp", []):
+        cells = []
+        for method in others:
+            answer = quickest(by_method[method], ours.mean)
+            rung, ratio = answer.rung, answer.rung.seconds / ours.seconds
+            if answer.reached:
+                least[method].append(ratio)
+                cells.append(f"{rung.seconds:.2f} s, **{ratio:.1f} ×**")
+            else:
+                never = "never, tied" if _is_tied(rung, ours) else "never"
+                cells.append(f"{never}: {shown(rung)} in {rung.seconds:.2f} s")
+        name = ours.method.partition("/")[2]
+        rows.append(f"| {name} | {shown(ours)} | {ours.seconds:.2f} | " + " | ".join(cells) + " |")
+    rows += ["", *_verdict(by_method, least), ""]
+    rows += ["| rung | accuracy | seconds |", "| --- | --- | --- |"]
+    for method, ladder in by_method.items():
+        for rung in ladder:
+            rows.append(
+                f"| {method}, {rung.method.partition('/')[2]} | {shown(rung)} | "
+                f"{rung.seconds:.2f} |"
+            )
+    return "\n".join(rows)
+
+
+_BARS: Final = {"dp_sgd": 10.0, "opacus": 50.0}
+
+
+def _verdict(by_method: dict[str, list[Summary]], ratios: dict[str, list[float]]) -> Iterator[str]:
+    """Say of each bar whether it is reached."""
+    for method, bar in _BARS.items():
+        if method not in by_method or "qexp" not in by_method:
+            continue
+        reached = ratios[method]
+        best = max(by_method[method], key=lambda rung: rung.mean)
+        above = [ours for ours in by_method["qexp"] if ours.mean > best.mean]
+        tied = sum(_is_tied(best, ours) for ours in above)
+        kept = sum(ratio >= bar for ratio in reached)
+        between = f", {min(reached):.1f} to {max(reached):.1f} times as long" if reached else ""
+        yield (
+            f"- {method}, wanted {bar:g} times as long as qexp or more: so at {kept} of "
+            f"{len(reached)} accuracies that it reaches{between}; "
+            f"{len(above)} of qexp's accuracies it does not reach, {tied} of them within the "
+            "interval."
+        )
+
+
+def _is_tied(one: Summary, other: Summary) -> bool:
+    gap = paired(one, other)
+    return gap is None or not gap.is_clear
+
+
+def _order(method: str) -> tuple[int, str]:
+    known = ("qexp", "dp_sgd", "dp_gd", "opacus")
+    return (known.index(method) if method in known else len(known)), method
+
+
+def _plot(found: list[Summary], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    factor, _ = shown_as(found[0].metric)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for number, method in enumerate(sorted({method_of(s.method) for s in found}, key=_order)):
+        ladder = sorted(
+            (s for s in found if method_of(s.method) == method), key=lambda s: s.seconds
+        )
+        bars = [factor * s.half_width if math.isfinite(s.half_width) else 0.0 for s in ladder]
+        colour, seconds = f"C{number}", [s.seconds for s in ladder]
+        axes.errorbar(
+            seconds,
+            [factor * s.mean for s in ladder],
+            bars,
+            linestyle="",
+            marker="osDv"[number % 4],
+            markersize=5,
+            capsize=2,
+            color=colour,
+            label=method,
+        )
+        # The best that can be had in a time.
+        best = np.maximum.accumulate([factor * s.mean for s in ladder])
+        axes.step(seconds, best, where="post", color=colour, linewidth=1.5, alpha=0.7)
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds of one thread")
+    axes.set_ylabel("accuracy, %" if factor == 100 else "area under the ROC curve")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure_file(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.time_to_accuracy", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--task", choices=sorted(TASKS), default="mnist_to_usps")
+    parser.add_argument("--epsilon", type=float, default=1.0)
+    parser.add_argument("--delta", type=float, default=1e-5)
+    parser.add_argument("--seeds", type=int, default=5, help="0 up to this number less one")
+    parser.add_argument("--opacus", action="store_true", help="with Opacus' DP-SGD as well")
+    parser.add_argument("--plan", action="store_true", help="do not take the study's plans")
+    arguments = parser.parse_args()
+    lines, rungs = lines_at(RESULTS), ladders()
+    cell = {"task": arguments.task, "epsilon": arguments.epsilon, "delta": arguments.delta}
+    if not arguments.plan:
+        adopt_plans(lines, Store(), **cell)
+    if arguments.opacus:
+        torch_and_opacus()  # before threads are limited
+        rungs = with_opacus(rungs)
+    try:
+        with one_thread():
+            run(rungs, lines, seeds=range(arguments.seeds), **cell)
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; what is done is in {RESULTS}, and the same command goes on")
+
+
+if __name__ == "__main__":
+    main()

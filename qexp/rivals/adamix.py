@@ -135,7 +135,16 @@ class _Public:
     def _bases(self, grams: Sequence[NDArray[Any]], rank: int) -> list[NDArray[Any]]:
         if grams:
             return [np.linalg.eigh(gram)[1][:, ::-1][:, :rank] for gram in grams]
+        if self.gradient.dtype == np.float32:
+            return [_leading_rows(total, rank) for total in self.sums]
         return [np.linalg.svd(total, full_matrices=False)[2][:rank].T for total in self.sums]
+
+
+def _leading_rows(matrix: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
+    """Give what spans the leading right singular vectors, through the few rows' Gram matrix."""
+    doubles = matrix.astype(np.float64)
+    left = np.linalg.eigh(doubles @ doubles.T)[1][:, ::-1][:, :rank]
+    return np.linalg.qr(doubles.T @ left)[0].astype(np.float32)
 
 
 def _clipped_then_projected(model: Any, part: Part, clipping_norm: float) -> PairsOf:
@@ -186,7 +195,8 @@ def _tune(
         )
         gradient: NDArray[Any] = seen.part.embed(values) + settings.public_weight * seen.gradient
         gradient /= total_weight
-        return gradient + settings.weight_decay * (descent.theta - start)
+        gradient += settings.weight_decay * (descent.theta - start)
+        return gradient
 
     within = descend(descent, model, settings.steps, mixed, lambda t: settings.learning_rate)
     return Tuned(descent.released, diverged=not within)

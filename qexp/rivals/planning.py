@@ -298,4 +298,6 @@ class _Search:
         tuned = self.method.algorithm(model, boundary, settings, self.public)
         if tuned.diverged:
             return self.scorer.of_diverged, 0.0
-        return self.scorer(model_at(self.model, tuned.theta), X_test, y_test)
+        # A score of the caller's own gets a model of the caller's own.
+        judged = self.model if callable(self.scorer.score) else model
+        return self.scorer(model_at(judged, tuned.theta), X_test, y_test)

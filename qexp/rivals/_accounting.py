@@ -44,7 +44,7 @@ class Target:
         """By how many clipping norms a sum moves between neighbours."""
         return _sensitivity_factor(self.neighboring_relation)
 
-    @property
+    @functools.cached_property
     def mu(self) -> float:
         """The largest μ under "replace_special" that the target allows."""
         return calibrate_mu(self.epsilon, self.delta) / self.factor

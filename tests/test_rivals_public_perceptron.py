@@ -6,6 +6,7 @@ import pytest
 from qexp.models import mlp, softmax_regression
 from qexp.rivals._parts import layer_factors
 from qexp.rivals._public_perceptron import PublicPerceptron
+from qexp.rivals.adamix import AdaMixSettings, _Public
 
 RNG = np.random.default_rng(0)
 # More than one block of rows.
@@ -78,3 +79,19 @@ def test_gradients_are_kept_for_these_records_at_these_weights_alone():
     np.testing.assert_allclose(rows(fast, some, Y[:9]), before[:9], atol=3e-6)
     zero = fast.with_weights(np.zeros(MODELS[0].n_parameters))
     np.testing.assert_allclose(rows(zero, X, Y)[:, :35], 0, atol=1e-7)
+
+
+# A total gradient of three classes, whose deltas sum to zero, has rank 2.
+@pytest.mark.parametrize(
+    ("subspace", "rank"), [("total", 2), ("per_example", 2), ("per_example", 9)]
+)
+def test_adamix_finds_the_same_subspaces_in_a_trial(subspace, rank):
+    model, settings = MODELS[1], AdaMixSettings(subspace=subspace, rank=rank)
+    slow, fast = (
+        _Public(kind, X, Y, settings, np.dtype(dtype)).part._bases
+        for kind, dtype in ((model, np.float64), (PublicPerceptron(model), np.float32))
+    )
+    for expected, found in zip(slow, fast, strict=True):
+        assert (found.dtype, found.shape) == (np.float32, expected.shape)
+        np.testing.assert_allclose(found.T @ found, np.eye(found.shape[1]), atol=1e-5)
+        np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=2e-3)

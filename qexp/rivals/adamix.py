@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 
 from qexp.rivals._boundary import Boundary, Pairs, PairsOf, row_norms
 from qexp.rivals._descent import Descent, descend, model_at
@@ -133,11 +134,21 @@ class _Public:
             self.part = InputSubspace(shapes, self._bases(grams, settings.rank))
 
     def _bases(self, grams: Sequence[NDArray[Any]], rank: int) -> list[NDArray[Any]]:
+        if self.gradient.dtype == np.float32:  # a trial, whose subspaces need not agree in bits
+            if grams:
+                return [_leading_vectors(gram, rank) for gram in grams]
+            return [_leading_rows(total, rank) for total in self.sums]
         if grams:
             return [np.linalg.eigh(gram)[1][:, ::-1][:, :rank] for gram in grams]
-        if self.gradient.dtype == np.float32:
-            return [_leading_rows(total, rank) for total in self.sums]
         return [np.linalg.svd(total, full_matrices=False)[2][:rank].T for total in self.sums]
+
+
+def _leading_vectors(gram: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
+    """Give the leading eigenvectors, and no others, which takes half the time."""
+    last = len(gram) - 1
+    chosen = (max(0, last - rank + 1), last)
+    vectors: NDArray[np.float32] = eigh(gram, subset_by_index=chosen, check_finite=False)[1]
+    return vectors[:, ::-1]
 
 
 def _leading_rows(matrix: NDArray[np.float32], rank: int) -> NDArray[np.float32]:

@@ -139,3 +139,11 @@ def test_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(ImportError, match=r"qexp\[accounting\]"):
         poisson_epsilon(0.1, 10, 1.0, DELTA, "replace_special")
+
+
+def test_coarse_accounting_is_private_and_near():
+    fine, coarse = (
+        poisson_noise_multiplier(0.1, 50, 2.0, 1e-5, "replace_special", coarseness)
+        for coarseness in (1.0, 5.0)
+    )
+    assert fine <= coarse < fine * 1.001

@@ -14,6 +14,7 @@ from qexp.rivals._boundary import (
     PrivateBoundary,
     SimulatedBoundary,
     poisson_sample,
+    public_normals,
     row_norms,
 )
 from qexp.rivals._parts import (
@@ -306,3 +307,16 @@ def test_simulated_records_that_are_not_finite_count_as_null(monkeypatch):
     )
     expected = np.delete(rows(X, Y), 5, axis=0).sum(axis=0)
     np.testing.assert_allclose(values, expected, atol=1e-4)
+
+
+@pytest.mark.statistical
+def test_public_normals_are_normal():
+    drawn = public_normals(np.random.default_rng(0), 200_001)
+    assert (drawn.dtype, drawn.shape) == (np.float32, (200_001,))
+    assert stats.kstest(drawn.astype(np.float64), stats.norm.cdf).pvalue > 1e-3
+    half = len(drawn) // 2
+    pairs = np.stack([drawn[:half], drawn[half + 1 :]]).astype(np.float64)
+    for power in (1, 2):
+        assert abs(np.corrcoef(pairs**power)[0, 1]) < 5 / math.sqrt(half)
+    assert np.isfinite(drawn).all()
+    assert 3 < np.abs(drawn).max() < 6

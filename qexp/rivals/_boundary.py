@@ -63,7 +63,11 @@ class Boundary(ABC):
     target : Target
     history : list of dict
         What each sum was and how noisy.
+    dtype : numpy.dtype
+        Of the sums, and so of what is made of them.
     """
+
+    dtype: np.dtype[Any] = np.dtype(np.float64)
 
     def __init__(self, n_records: int, target: Target) -> None:
         self.n_records, self.target = n_records, target
@@ -81,8 +85,11 @@ class Boundary(ABC):
         if rate >= 1:
             self.plan_full_batch([1.0] * steps)
         else:
-            sigma = self.target.sampled_noise(rate, steps)
+            sigma = self.target.sampled_noise(rate, steps, self._coarseness())
             self._announce((Planned(rate, sigma),) * steps)
+
+    def _coarseness(self) -> float:
+        return 1.0
 
     def _announce(self, planned: tuple[Planned, ...]) -> None:
         if self.planned:
@@ -91,7 +98,7 @@ class Boundary(ABC):
 
     def noisy_sum(
         self, pairs_of: PairsOf, *, n_components: int, clipping_norm: float, label: str
-    ) -> NDArray[np.float64]:
+    ) -> NDArray[Any]:
         """Make the next sum: Σ clip(v_i) over its sample, plus noise of σ times `clipping_norm`."""
         planned = self._take()
         values = self._sum(planned, pairs_of, n_components, clipping_norm)
@@ -127,7 +134,7 @@ class Boundary(ABC):
         self._next += 1
         return self.planned[self._next - 1]
 
-    def _note(self, values: NDArray[np.float64], noise_std: float, label: str) -> None:
+    def _note(self, values: NDArray[Any], noise_std: float, label: str) -> None:
         norm = math.sqrt(float(np.square(values).sum()))
         noise = noise_std * math.sqrt(len(values))
         self.history.append(
@@ -142,7 +149,7 @@ class Boundary(ABC):
     @abstractmethod
     def _sum(
         self, planned: Planned, pairs_of: PairsOf, n_components: int, clipping_norm: float
-    ) -> NDArray[np.float64]: ...
+    ) -> NDArray[Any]: ...
 
     @abstractmethod
     def _vector(
@@ -283,6 +290,8 @@ class SimulatedBoundary(Boundary):
     job's expected size, or is all m records where that is larger.
     """
 
+    dtype = np.dtype(np.float32)
+
     def __init__(
         self,
         X: NDArray[Any],
@@ -297,31 +306,39 @@ class SimulatedBoundary(Boundary):
     def records_without_privacy(self) -> tuple[NDArray[Any], NDArray[Any]]:
         return self._X, self._y
 
+    def _coarseness(self) -> float:
+        # Less than 0.1 % more noise in a fifth of the time; at small ε it would be more.
+        return 5.0 if self.target.epsilon >= 1 else 1.0
+
+    def _note(self, values: NDArray[Any], noise_std: float, label: str) -> None:
+        """Write no history, which nobody reads of a trial."""
+
     def _sum(
         self, planned: Planned, pairs_of: PairsOf, n_components: int, clipping_norm: float
-    ) -> NDArray[np.float64]:
+    ) -> NDArray[Any]:
         X, y = self._X, self._y
         scale = planned.rate * self.n_records / len(y)
         if scale < 1:
             chosen = np.flatnonzero(self._rng.random(len(y), dtype=np.float32) < scale)
             X, y, scale = X[chosen], y[chosen], 1.0
-        values = np.float32(planned.noise_multiplier * clipping_norm) * self._rng.standard_normal(
-            n_components, dtype=np.float32
-        )
-        for pairs in pairs_of(X, y) if len(y) else ():
-            norms = row_norms(pairs)
-            usable = np.isfinite(norms)
-            kept = np.where(
-                usable, scale * np.minimum(1, clipping_norm / np.maximum(norms, 1e-30)), 0
-            ).astype(norms.dtype)[:, None]
+        values = public_normals(self._rng, n_components)
+        values *= np.float32(planned.noise_multiplier * clipping_norm)
+        for given in pairs_of(X, y) if len(y) else ():
+            pairs = [
+                (left.astype(np.float32, copy=False), right.astype(np.float32, copy=False))
+                for left, right in given
+            ]
+            norms = np.sqrt(sum(_row_squares(left) * _row_squares(right) for left, right in pairs))
+            kept = scale * np.minimum(1, clipping_norm / np.maximum(norms, 1e-30))
+            if not (usable := np.isfinite(norms)).all():
+                kept = kept[usable]
+                pairs = [(left[usable], right[usable]) for left, right in pairs]
             start = 0
             for left, right in pairs:
-                if not usable.all():
-                    left, right = (np.where(usable[:, None], a, 0) for a in (left, right))
-                part = (left * kept).T @ right
+                part = (left * kept[:, None]).T @ right
                 values[start : start + part.size] += part.ravel()
                 start += part.size
-        return values.astype(np.float64)
+        return values
 
     def _vector(
         self,
@@ -333,6 +350,27 @@ class SimulatedBoundary(Boundary):
         vector = vector_of(self._X, self._y)
         noise = self._rng.standard_normal(len(vector))
         return vector + planned.noise_multiplier * sensitivity * noise
+
+
+def public_normals(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
+    """Draw standard normals for simulations, by Box and Muller: three times as fast as NumPy's.
+
+    Uniforms of 24 bits reach to 5.7 standard deviations.
+    """
+    half = -(-count // 2)
+    uniform = rng.random((2, half), dtype=np.float32)
+    lengths = np.sqrt(np.float32(-2) * np.log(1 - uniform[0]))
+    angles = np.float32(2 * math.pi) * uniform[1]
+    values = np.empty((2, half), np.float32)
+    np.multiply(lengths, np.cos(angles), out=values[0])
+    np.multiply(lengths, np.sin(angles), out=values[1])
+    return values.ravel()[:count]
+
+
+def _row_squares(rows: NDArray[Any]) -> NDArray[Any]:
+    with np.errstate(all="ignore"):
+        squares: NDArray[Any] = np.einsum("ij,ij->i", rows, rows)
+    return squares
 
 
 def poisson_sample(n_records: int, rate: float, bits: BitGenerator) -> NDArray[np.intp]:

@@ -23,9 +23,9 @@ class Diverged(Exception):
     """The weights left all bounds."""
 
 
-def model_at(model: Any, theta: NDArray[np.float64]) -> Any:
-    """Give the model at float64 weights, rounded to its own dtype."""
-    return model.with_weights(theta.astype(model.weights.dtype))
+def model_at(model: Any, theta: NDArray[Any]) -> Any:
+    """Give the model at weights, rounded to its own dtype."""
+    return model.with_weights(theta.astype(model.weights.dtype, copy=False))
 
 
 class Descent:
@@ -34,7 +34,7 @@ class Descent:
     Parameters
     ----------
     theta : ndarray, shape (p,)
-        Where to start.
+        Where to start; all steps are in its dtype.
     optimizer : {"sgd", "adam"}
     momentum : float
         Of "sgd", in [0, 1).
@@ -46,13 +46,13 @@ class Descent:
 
     def __init__(
         self,
-        theta: NDArray[np.float64],
+        theta: NDArray[Any],
         *,
         optimizer: Optimizer = "sgd",
         momentum: float = 0.0,
         averaging: float = 0.0,
     ) -> None:
-        self.theta = theta.astype(np.float64)
+        self.theta = theta
         self._optimizer, self._momentum, self._averaging = optimizer, momentum, averaging
         self._average = self.theta
         self._steps = 0
@@ -64,7 +64,7 @@ class Descent:
         self._square = np.zeros_like(self.theta)
         self._steps_remembered = 0
 
-    def step(self, gradient: NDArray[np.float64], learning_rate: float) -> None:
+    def step(self, gradient: NDArray[Any], learning_rate: float) -> None:
         """Go against a gradient.
 
         Raises
@@ -92,7 +92,7 @@ class Descent:
             self._average = decay * self._average + (1 - decay) * theta
 
     @property
-    def released(self) -> NDArray[np.float64]:
+    def released(self) -> NDArray[Any]:
         """The average of the weights, or the last ones where there is no averaging."""
         return self._average if self._averaging else self.theta
 
@@ -101,7 +101,7 @@ def descend(
     descent: Descent,
     model: Any,
     steps: int,
-    gradient: Callable[[Any, int], NDArray[np.float64]],
+    gradient: Callable[[Any, int], NDArray[Any]],
     learning_rate: Callable[[int], float],
 ) -> bool:
     """Make steps t = 0, 1, … and tell whether the weights stayed within bounds."""

@@ -35,9 +35,9 @@ class PublicData:
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """What an algorithm ends with: float64 weights (p,), and whether they stayed within bounds."""
+    """What an algorithm ends with: weights (p,), and whether they stayed within bounds."""
 
-    theta: NDArray[np.float64]
+    theta: NDArray[Any]
     diverged: bool = False
 
 

@@ -6,7 +6,7 @@ trailing 1 for the bias, and is never formed unless single entries of it are wan
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,7 +45,7 @@ class Part(Protocol):
         """Give the components of m records as outer products."""
         ...
 
-    def embed(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def embed(self, values: NDArray[Any]) -> NDArray[Any]:
         """Put a vector of components back into weight space (p,), zero elsewhere."""
         ...
 
@@ -121,7 +121,7 @@ class WholeSpace:
     def pairs(self, factors: Sequence[Factors]) -> Pairs:
         return [(deltas, inputs) for inputs, deltas in factors]
 
-    def embed(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def embed(self, values: NDArray[Any]) -> NDArray[Any]:
         return values
 
 
@@ -146,35 +146,38 @@ class SomeRowsAndColumns:
         *,
         biases: bool = True,
     ) -> None:
-        self._shapes, self._biases = list(shapes), biases
-        self._rows = [np.flatnonzero(chosen) for chosen in rows]
-        self._columns = [np.flatnonzero(chosen) for chosen in columns]
-        kept = sum(len(r) * len(c) for r, c in zip(self._rows, self._columns, strict=True))
-        self.n_components = kept + sum(out for out, _ in self._shapes) * biases
+        self._biases = biases
+        self._rows, self._columns, parts, start = [], [], [], 0
+        for (out, inp), of_rows, of_columns in zip(shapes, rows, columns, strict=True):
+            numbers = np.arange(start, start := start + out * inp).reshape(out, inp)
+            parts.append(numbers[:, :-1][np.ix_(of_rows, of_columns)].ravel())
+            parts.append(numbers[:, -1][: out * biases])
+            self._rows.append(_index(of_rows))
+            self._columns.append(_index(of_columns))
+        self._chosen, self._n_parameters = np.concatenate(parts), start
+        self._has_weights = [len(part) > 0 for part in parts[::2]]
+        self.n_components = len(self._chosen)
 
     def pairs(self, factors: Sequence[Factors]) -> Pairs:
         pairs = []
-        for (inputs, deltas), rows, columns in zip(factors, self._rows, self._columns, strict=True):
-            if len(rows) and len(columns):
+        for (inputs, deltas), rows, columns, has_weights in zip(
+            factors, self._rows, self._columns, self._has_weights, strict=True
+        ):
+            if has_weights:
                 pairs.append((deltas[:, rows], inputs[:, columns]))
             if self._biases:
                 pairs.append((deltas, inputs[:, -1:]))
         return pairs
 
-    def embed(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        layers, start = [], 0
-        for shape, rows, columns in zip(self._shapes, self._rows, self._columns, strict=True):
-            layer = np.zeros(shape)
-            size = len(rows) * len(columns)
-            layer[np.ix_(rows, columns)] = values[start : start + size].reshape(
-                len(rows), len(columns)
-            )
-            start += size
-            if self._biases:
-                layer[:, -1] = values[start : start + shape[0]]
-                start += shape[0]
-            layers.append(layer.ravel())
-        return np.concatenate(layers)
+    def embed(self, values: NDArray[Any]) -> NDArray[Any]:
+        step = np.zeros(self._n_parameters, values.dtype)
+        step[self._chosen] = values
+        return step
+
+
+def _index(chosen: NDArray[np.bool_]) -> slice | NDArray[np.intp]:
+    """Give the index of what is chosen; that of everything needs no copy."""
+    return slice(len(chosen)) if chosen.all() else np.flatnonzero(chosen)
 
 
 class SomeEntries:
@@ -206,8 +209,8 @@ class SomeEntries:
         joined = np.concatenate(rows, axis=1)
         return [(np.ones((len(joined), 1), joined.dtype), joined)]
 
-    def embed(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        step = np.zeros(self._n_parameters)
+    def embed(self, values: NDArray[Any]) -> NDArray[Any]:
+        step = np.zeros(self._n_parameters, values.dtype)
         step[self._chosen] = values
         return step
 
@@ -219,15 +222,17 @@ class InputSubspace:
     ----------
     shapes : sequence of (out, in + 1)
     bases : sequence of ndarray, shape (in + 1, r)
-        U, orthonormal columns, one a layer.
+        U, orthonormal columns, one a layer. In single precision, rows are projected all at once:
+        that is for public records, which may depend on their neighbours' bits.
     """
 
-    def __init__(
-        self, shapes: Sequence[tuple[int, int]], bases: Sequence[NDArray[np.float64]]
-    ) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, int]], bases: Sequence[NDArray[Any]]) -> None:
         self._rows = [out for out, _ in shapes]
         self._bases = list(bases)
-        self._products = [row_product(basis) for basis in bases]
+        self._products: list[Callable[[NDArray[Any]], NDArray[Any]]] = [
+            basis.__rmatmul__ if basis.dtype == np.float32 else row_product(basis)
+            for basis in bases
+        ]
         self.n_components = sum(
             out * basis.shape[1] for out, basis in zip(self._rows, bases, strict=True)
         )
@@ -238,7 +243,7 @@ class InputSubspace:
             for (inputs, deltas), product in zip(factors, self._products, strict=True)
         ]
 
-    def embed(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def embed(self, values: NDArray[Any]) -> NDArray[Any]:
         layers, start = [], 0
         for out, basis in zip(self._rows, self._bases, strict=True):
             size = out * basis.shape[1]

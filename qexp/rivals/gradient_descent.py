@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
 from qexp.rivals._boundary import Boundary
@@ -43,7 +42,7 @@ def noisy_mean(
     clipping_norm: float,
     expected_records: float,
     label: str,
-) -> Callable[[Any, int], NDArray[np.float64]]:
+) -> Callable[[Any, int], NDArray[Any]]:
     """Give the function of a model that makes the next noisy mean of clipped gradients.
 
     Gradients are in units of the clipping norm, so that a learning rate means the same at all
@@ -52,7 +51,7 @@ def noisy_mean(
     automatic = clipping == "automatic"
     norm = 1.0 if automatic else clipping_norm
 
-    def mean(model: Any, t: int) -> NDArray[np.float64]:
+    def mean(model: Any, t: int) -> NDArray[Any]:
         values = boundary.noisy_sum(
             gradients(model, part, automatic=automatic),
             n_components=part.n_components,
@@ -137,7 +136,7 @@ def _tune_sgd(
 ) -> Tuned:
     boundary.plan_sampled(settings.sampling_rate, settings.steps)
     descent = Descent(
-        model.weights,
+        model.weights.astype(boundary.dtype),
         optimizer=settings.optimizer,
         momentum=settings.momentum,
         averaging=settings.averaging,

@@ -171,7 +171,7 @@ def _outer(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64
 def _tune_ls(
     model: Any, boundary: Boundary, settings: LeastSquaresSettings, public: PublicData | None
 ) -> Tuned:
-    head = head_of(model, settings, public)
+    head = head_of(model, settings, public, boundary.dtype)
     d, classes = head.n_features, head.n_classes
     boundary.plan_full_batch([1.0, 1.0, 1.0])
     shared = _second_moments(boundary, head)
@@ -210,7 +210,7 @@ def _start(head: Head, start: Start) -> NDArray[np.float64]:
 def _tune_newton(
     model: Any, boundary: Boundary, settings: NewtonSettings, public: PublicData | None
 ) -> Tuned:
-    head = head_of(model, settings, public)
+    head = head_of(model, settings, public, boundary.dtype)
     d, classes = head.n_features, head.n_classes
     boundary.plan_full_batch([1.0] * (2 * settings.steps))
     theta = _start(head, settings.start)
@@ -262,7 +262,7 @@ def _tune_newton(
 def _tune_fc(
     model: Any, boundary: Boundary, settings: FeatureCovarianceSettings, public: PublicData | None
 ) -> Tuned:
-    head = head_of(model, settings, public)
+    head = head_of(model, settings, public, boundary.dtype)
     d, classes = head.n_features, head.n_classes
     boundary.plan_full_batch([1.0] * (1 + settings.steps))
     preconditioner = np.linalg.inv(_ridged(_second_moments(boundary, head), settings.ridge))

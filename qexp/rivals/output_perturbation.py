@@ -98,7 +98,7 @@ def _tune(
     settings: OutputPerturbationSettings,
     public: PublicData | None,
 ) -> Tuned:
-    head = head_of(model, settings, public)
+    head = head_of(model, settings, public, boundary.dtype)
     centre = head.pretrained if settings.start == "pretrained" else np.zeros_like(head.pretrained)
     lam = settings.regularisation
 

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks
 from qexp._progress import progress_bar
+from qexp.models import MultilayerPerceptron
 from qexp.planning import (
     Effort,
     Score,
@@ -29,6 +30,7 @@ from qexp.rivals._accounting import Target
 from qexp.rivals._boundary import SimulatedBoundary
 from qexp.rivals._descent import model_at
 from qexp.rivals._method import Method, PublicData
+from qexp.rivals._public_perceptron import PublicPerceptron
 from qexp.surrogates import Surrogate
 
 __all__ = ["RivalPlan", "plan_rival"]
@@ -263,11 +265,21 @@ class _Search:
         progress: bool,
     ) -> None:
         records = self.n_records if records is None else min(records, self.n_records)
+        domains = [
+            (X[:records], y[:records], X_test, y_test)
+            for X, y, X_test, y_test in self.domains[:surrogates]
+        ]
+        # Heads on fixed features ask for nothing but the gradients at the pretrained weights.
+        fast: Any = self.model
+        if isinstance(self.model, MultilayerPerceptron):
+            fast = PublicPerceptron(self.model)
+            for X, y in [(self.public.X, self.public.y), *((X, y) for X, y, _, _ in domains)]:
+                fast.keep(X, y)
         with progress_bar(len(pool), f"trials of stage {stage + 1}", show=progress) as advance:
             for settings in pool:
                 pairs = [
-                    self._tried(settings, domain, records, self.seed + 1000 * stage + i)
-                    for i, domain in enumerate(self.domains[:surrogates])
+                    self._tried(fast, settings, domain, self.seed + 1000 * stage + i)
+                    for i, domain in enumerate(domains)
                 ]
                 self.scores[settings] = pairs, records
                 self.stage[settings] = stage
@@ -275,17 +287,17 @@ class _Search:
 
     def _tried(
         self,
+        model: Any,
         settings: Any,
         domain: tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]],
-        records: int,
         seed: int,
     ) -> tuple[float, float]:
         """Give score and accuracy."""
         X, y, X_test, y_test = domain
-        boundary = SimulatedBoundary(
-            X[:records], y[:records], self.target, self.n_records, np.random.default_rng(seed)
-        )
-        tuned = self.method.algorithm(self.model, boundary, settings, self.public)
+        boundary = SimulatedBoundary(X, y, self.target, self.n_records, np.random.default_rng(seed))
+        tuned = self.method.algorithm(model, boundary, settings, self.public)
         if tuned.diverged:
             return self.scorer.of_diverged, 0.0
-        return self.scorer(model_at(self.model, tuned.theta), X_test, y_test)
+        # A score of the caller's own gets a model of the caller's own.
+        judged = self.model if callable(self.scorer.score) else model
+        return self.scorer(model_at(judged, tuned.theta), X_test, y_test)

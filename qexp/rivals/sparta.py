@@ -113,7 +113,7 @@ def _tune(
     per_epoch = settings.steps_per_epoch
     boundary.plan_sampled(settings.sampling_rate, settings.epochs * per_epoch)
     shapes = layer_shapes(model)
-    descent = Descent(model.weights, momentum=settings.momentum)
+    descent = Descent(model.weights.astype(boundary.dtype), momentum=settings.momentum)
     expected = settings.sampling_rate * boundary.n_records
 
     def train(part: Part, steps: int, learning_rate: float, label: str) -> bool:
@@ -184,7 +184,7 @@ def _selected(
             raise ValueError("groups has no group; it needs numbers of at least 0 in it")
         scored = SomeEntries(shapes, np.array(settings.groups) >= 0)
     magnitudes = settings.scores == "magnitudes"
-    total = np.zeros(scored.n_components)
+    total = np.zeros(scored.n_components, boundary.dtype)
     noise = 0.0
     for _ in range(settings.steps_per_epoch):
         total += boundary.noisy_sum(
@@ -201,7 +201,7 @@ def _selected(
 
 
 def _custom(
-    values: NDArray[np.float64],
+    values: NDArray[Any],
     groups: NDArray[np.int64],
     kept: float,
     shapes: list[tuple[int, int]],
@@ -215,7 +215,7 @@ def _custom(
 
 
 def _masked(
-    values: NDArray[np.float64], groups: Groups, kept: float, shapes: list[tuple[int, int]]
+    values: NDArray[Any], groups: Groups, kept: float, shapes: list[tuple[int, int]]
 ) -> Part:
     rows, columns, entries, start = [], [], [], 0
     for masked, (out, inp) in zip(_is_masked(shapes), shapes, strict=True):
@@ -234,7 +234,7 @@ def _masked(
     return SomeRowsAndColumns(shapes, rows, columns)
 
 
-def _best(scores: NDArray[np.float64], kept: float) -> NDArray[np.bool_]:
+def _best(scores: NDArray[Any], kept: float) -> NDArray[np.bool_]:
     """Drop the ⌊m(1 - s)⌋ lowest scores; those below zero are all alike."""
     dropped = math.floor(len(scores) * (1 - kept) + 1e-9)
     chosen = _ones(len(scores))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 
 from experiments import ablations, time_to_accuracy
@@ -64,10 +65,14 @@ def everything(argv: list[str]) -> None:
     parser.add_argument("--effort", choices=["quick", "full"], default="quick")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     arguments = parser.parse_args(argv)
+    # As Ctrl-C: the processes that work for this one end with it.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         failed = _run_all(arguments)
     except KeyboardInterrupt:
         sys.exit("stopped; what is done is in experiments/results, and the same command goes on")
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if failed:
         sys.exit(f"{failed} task(s) and method(s) failed; the others are in experiments/results")
 

@@ -67,7 +67,9 @@ def test_the_best_is_refined(digits, monkeypatch):
     monkeypatch.setitem(dp_gd.__dict__, "candidates", lambda: grid)
     made = planned(digits, candidates=None)
     tried = {row["settings"] for row in made.table}
-    assert tried == {USELESS, GOOD, *dp_gd.neighbours(GOOD)}
+    first = {USELESS, GOOD, *dp_gd.neighbours(GOOD)}
+    assert first < tried
+    assert any(tried - first <= set(dp_gd.neighbours(settings)) for settings in first)
 
 
 def test_trials_are_as_many_as_qexp_has(digits):

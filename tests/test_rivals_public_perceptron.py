@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from qexp.bits import insecure_test_generator
 from qexp.models import mlp, softmax_regression
+from qexp.rivals._accounting import Target
+from qexp.rivals._boundary import PrivateBoundary, SimulatedBoundary
 from qexp.rivals._parts import layer_factors
 from qexp.rivals._public_perceptron import PublicPerceptron
 from qexp.rivals.adamix import AdaMixSettings, _Public
@@ -87,9 +90,14 @@ def test_gradients_are_kept_for_these_records_at_these_weights_alone():
 )
 def test_adamix_finds_the_same_subspaces_in_a_trial(subspace, rank):
     model, settings = MODELS[1], AdaMixSettings(subspace=subspace, rank=rank)
+    target = Target(1.0, 1e-5, "replace_special")
+    private = PrivateBoundary(X, Y, target, insecure_test_generator(0))
+    simulated = SimulatedBoundary(X, Y, target, len(Y), np.random.default_rng(0))
+    assert simulated.records_are_public
+    assert not private.records_are_public
     slow, fast = (
-        _Public(kind, X, Y, settings, np.dtype(dtype)).part._bases
-        for kind, dtype in ((model, np.float64), (PublicPerceptron(model), np.float32))
+        _Public(kind, X, Y, settings, boundary).part._bases
+        for kind, boundary in ((model, private), (PublicPerceptron(model), simulated))
     )
     for expected, found in zip(slow, fast, strict=True):
         assert (found.dtype, found.shape) == (np.float32, expected.shape)

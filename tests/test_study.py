@@ -3,6 +3,7 @@
 import json
 import math
 import queue
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ pytest.importorskip("dp_accounting")
 # Appended, so that qexp comes from where it is installed.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+from experiments import __main__ as command_line
 from experiments.study import cells, reasons, report, runner
 from experiments.study.cells import Cell, run_planned
 from experiments.study.methods import METHODS, NO_BUDGET
@@ -325,3 +327,21 @@ def test_accuracy_is_drawn_against_the_number_of_records(tmp_path, budgets, show
 
 def test_every_method_has_a_name_that_the_command_takes():
     assert set(METHODS) >= {"qexp", "dp_sgd", "dp_gd", "adamix", "sparta", "non_private"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_stop_the_study_in_good_order(monkeypatch, number):
+    ended = []
+
+    def run_all(**arguments):
+        try:
+            signal.raise_signal(number)
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr(command_line, "run_all", run_all)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="the same command goes on"):
+        command_line.everything(["--tasks", "adult_work"])
+    assert ended == [True]
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -65,9 +65,12 @@ class Boundary(ABC):
         What each sum was and how noisy.
     dtype : numpy.dtype
         Of the sums, and so of what is made of them.
+    records_are_public : bool
+        True in a simulation, where a record's bits may depend on its neighbours.
     """
 
     dtype: np.dtype[Any] = np.dtype(np.float64)
+    records_are_public = False
 
     def __init__(self, n_records: int, target: Target) -> None:
         self.n_records, self.target = n_records, target
@@ -291,6 +294,7 @@ class SimulatedBoundary(Boundary):
     """
 
     dtype = np.dtype(np.float32)
+    records_are_public = True
 
     def __init__(
         self,

@@ -222,16 +222,23 @@ class InputSubspace:
     ----------
     shapes : sequence of (out, in + 1)
     bases : sequence of ndarray, shape (in + 1, r)
-        U, orthonormal columns, one a layer. In single precision, rows are projected all at once:
-        that is for public records, which may depend on their neighbours' bits.
+        U, orthonormal columns, one a layer.
+    public_rows : bool
+        Project rows all at once, so that one's bits may depend on its neighbours: never for private
+        records.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, int]], bases: Sequence[NDArray[Any]]) -> None:
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        bases: Sequence[NDArray[Any]],
+        *,
+        public_rows: bool = False,
+    ) -> None:
         self._rows = [out for out, _ in shapes]
         self._bases = list(bases)
         self._products: list[Callable[[NDArray[Any]], NDArray[Any]]] = [
-            basis.__rmatmul__ if basis.dtype == np.float32 else row_product(basis)
-            for basis in bases
+            basis.__rmatmul__ if public_rows else row_product(basis) for basis in bases
         ]
         self.n_components = sum(
             out * basis.shape[1] for out, basis in zip(self._rows, bases, strict=True)

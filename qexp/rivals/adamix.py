@@ -111,9 +111,9 @@ class _Public:
         X: NDArray[Any],
         y: NDArray[Any],
         settings: AdaMixSettings,
-        dtype: np.dtype[Any],
+        boundary: Boundary,
     ) -> None:
-        shapes = layer_shapes(model)
+        shapes, dtype = layer_shapes(model), boundary.dtype
         self.sums = [np.zeros(shape, dtype) for shape in shapes]
         wants_grams = settings.subspace == "per_example"
         grams = [np.zeros((inp, inp), dtype) for _, inp in shapes] if wants_grams else []
@@ -131,10 +131,14 @@ class _Public:
         self.gradient: NDArray[Any] = np.concatenate([total.ravel() for total in self.sums])
         self.part: Part = WholeSpace(model)
         if settings.subspace != "none":
-            self.part = InputSubspace(shapes, self._bases(grams, settings.rank))
+            simulated = boundary.records_are_public
+            bases = self._bases(grams, settings.rank, simulated)
+            self.part = InputSubspace(shapes, bases, public_rows=simulated)
 
-    def _bases(self, grams: Sequence[NDArray[Any]], rank: int) -> list[NDArray[Any]]:
-        if self.gradient.dtype == np.float32:  # a trial, whose subspaces need not agree in bits
+    def _bases(
+        self, grams: Sequence[NDArray[Any]], rank: int, simulated: bool
+    ) -> list[NDArray[Any]]:
+        if simulated:  # where subspaces need not agree in bits with anything
             if grams:
                 return [_leading_vectors(gram, rank) for gram in grams]
             return [_leading_rows(total, rank) for total in self.sums]
@@ -180,7 +184,7 @@ def _tune(
     descent = Descent(model.weights.astype(boundary.dtype))
 
     def public_gradient(model: Any, t: int) -> NDArray[Any]:
-        seen = _Public(model, X, y, replace(settings, subspace="none"), boundary.dtype)
+        seen = _Public(model, X, y, replace(settings, subspace="none"), boundary)
         mean: NDArray[Any] = seen.gradient / len(y)
         return mean
 
@@ -196,7 +200,7 @@ def _tune(
     total_weight = boundary.n_records + settings.public_weight * len(y)
 
     def mixed(model: Any, t: int) -> NDArray[Any]:
-        seen = _Public(model, X, y, settings, boundary.dtype)
+        seen = _Public(model, X, y, settings, boundary)
         norm = settings.clipping_norm or seen.norm
         values = boundary.noisy_sum(
             _clipped_then_projected(model, seen.part, norm),

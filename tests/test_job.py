@@ -584,9 +584,12 @@ def test_jobs_racing_on_one_ledger_never_overspend(folder):
     codes = [process.returncode for process in processes]
     assert set(codes) <= {ExitCode.DONE, ExitCode.BUDGET_EXCEEDED}, errors
     assert ExitCode.BUDGET_EXCEEDED in codes
-    releases = [qexp.PrivateRelease.load(folder / name / "weights.npz") for name in ("a", "b")]
+    # A job that came when the other was done had no room for a round, and released nothing.
+    paths = [folder / name / "weights.npz" for name in ("a", "b")]
+    assert all(paths[i].exists() for i, code in enumerate(codes) if code == ExitCode.DONE), errors
+    releases = [qexp.PrivateRelease.load(path) for path in paths if path.exists()]
     paid = [len(release.certificate()["rounds"]) for release in releases]
-    assert sum(paid) == len(ledger.entries)
+    assert sum(paid) == len(ledger.entries) > 0
     assert ledger.open_reservations == ()
 
 

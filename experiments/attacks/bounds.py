@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +27,16 @@ _NORMAL = NormalDist()
 _SMALLEST = 1e-300
 
 
-def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the two-sided exact interval of a binomial probability."""
+def clopper_pearson(successes: Any, trials: int, confidence: float = 0.95) -> tuple[Any, Any]:
+    """Return the two-sided exact interval of a binomial probability, element by element.
+
+    Each end alone is a one-sided bound at half of the level.
+    """
     tail = (1 - confidence) / 2
-    low = stats.beta.ppf(tail, successes, trials - successes + 1) if successes else 0.0
-    high = stats.beta.isf(tail, successes + 1, trials - successes) if successes < trials else 1.0
-    return float(low), float(high)
+    k = np.asarray(successes)
+    low = np.where(k > 0, stats.beta.ppf(tail, np.maximum(k, 1), trials - k + 1), 0.0)
+    high = np.where(k < trials, stats.beta.isf(tail, k + 1, np.maximum(trials - k, 1)), 1.0)
+    return low[()], high[()]
 
 
 def is_refuted(
@@ -122,7 +127,7 @@ def mu_if_independent(n_guesses: int, n_correct: int, *, confidence: float = 0.9
     """
     # One-sided: the lower end of the two-sided interval at twice the level.
     low, _ = clopper_pearson(n_correct, n_guesses, 1 - 2 * (1 - confidence))
-    return 2 * _NORMAL.inv_cdf(low) if low > 0.5 else 0.0
+    return 2 * _NORMAL.inv_cdf(float(low)) if low > 0.5 else 0.0
 
 
 def _largest(refuted: Callable[[float], bool], top: float) -> float:

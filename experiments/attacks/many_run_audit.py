@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
+from experiments.attacks.bounds import clopper_pearson
 from qexp import KroneckerCurvature, Schedule, epsilon, fine_tune
 from qexp._files import atomic_write
 from qexp._progress import progress_bar
@@ -154,12 +155,8 @@ def lower_bounds(
 
     Clopper and Pearson's one-sided bounds of both rates share the level.
     """
-    tail = (1 - confidence) / 2
-    hits, alarms = np.asarray(hits), np.asarray(alarms)
-    tpr = np.where(hits > 0, stats.beta.ppf(tail, np.maximum(hits, 1), n_in - hits + 1), 0.0)
-    fpr = np.where(
-        alarms < n_out, stats.beta.isf(tail, alarms + 1, np.maximum(n_out - alarms, 1)), 1.0
-    )
+    tpr, _ = clopper_pearson(hits, n_in, confidence)
+    _, fpr = clopper_pearson(alarms, n_out, confidence)
     # A rate above δ over a rate above 0; with none, nothing is shown.
     eps = np.log(np.maximum((tpr - delta) / fpr, 1.0))
     mu = np.where(tpr > 0, stats.norm.ppf(np.maximum(tpr, 1e-300)) - stats.norm.ppf(fpr), 0.0)

@@ -123,9 +123,9 @@ def rates(
         alarms, n_out = int(np.sum(above & ~second_in)), int(np.sum(~second_in))
         at: dict[str, Any] = {
             "fpr": round(alarms / n_out, 5),
-            "fpr_interval": [round(end, 5) for end in clopper_pearson(alarms, n_out)],
+            "fpr_interval": [round(float(end), 5) for end in clopper_pearson(alarms, n_out)],
             "tpr": round(hits / n_in, 5),
-            "tpr_interval": [round(end, 5) for end in clopper_pearson(hits, n_in)],
+            "tpr_interval": [round(float(end), 5) for end in clopper_pearson(hits, n_in)],
         }
         if mu is not None:
             at["tpr_most"] = round(gdp_true_positives(level, mu), 5)

@@ -79,9 +79,9 @@ def small_task(seed):
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(cells, "TASKS", {"small": small_task})
-    cells._task.cache_clear()
+    cells.task_at.cache_clear()
     yield
-    cells._task.cache_clear()
+    cells.task_at.cache_clear()
 
 
 def line(task="a", method="qexp", epsilon=1.0, seed=0, value=0.5, **changes):

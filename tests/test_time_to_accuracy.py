@@ -41,9 +41,9 @@ def small_task(seed):
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(cells, "TASKS", {"small": small_task})
-    cells._task.cache_clear()
+    cells.task_at.cache_clear()
     yield
-    cells._task.cache_clear()
+    cells.task_at.cache_clear()
 
 
 class Counting:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from experiments.study.methods import METHODS, NO_BUDGET, StudyMethod
 from experiments.tasks import TASKS, Task
 
-__all__ = ["DEFAULT_EPSILONS", "Cell", "plan_settings", "run_cell", "run_planned"]
+__all__ = ["DEFAULT_EPSILONS", "Cell", "plan_settings", "run_cell", "run_planned", "task_at"]
 
 DEFAULT_EPSILONS: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 CHOSEN_ON: Final = "shifted public records, at seed 0"
@@ -45,7 +45,7 @@ def plan_settings(
 ) -> dict[str, Any]:
     """Plan on the public records of seed 0: one plan serves all seeds, as it would one job."""
     epsilon = epsilon if METHODS[method].takes_budget else 1.0
-    return METHODS[method].plan(_task(task, 0), epsilon, delta, effort)
+    return METHODS[method].plan(task_at(task, 0), epsilon, delta, effort)
 
 
 def run_planned(
@@ -60,7 +60,7 @@ def run_planned(
         planning, and so are ``cpu_seconds``, of all threads; ``peak_mib`` of the whole process;
         ``mu`` is None for Poisson samples, whose privacy is no single Gaussian's.
     """
-    task = _task(cell.task, cell.seed)
+    task = task_at(cell.task, cell.seed)
     method = METHODS[cell.method] if method is None else method
     started, started_cpu = time.perf_counter(), time.process_time()
     epsilon = cell.epsilon if math.isfinite(cell.epsilon) else 1.0
@@ -91,5 +91,6 @@ def run_planned(
 
 
 @lru_cache(maxsize=2)
-def _task(name: str, seed: int) -> Task:
+def task_at(name: str, seed: int) -> Task:
+    """Make a task; the last ones stay at hand, since pretraining takes seconds."""
     return TASKS[name](seed)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.fine_tuning import planning_records
-from experiments.study import cells
-from experiments.study.cells import Cell, run_planned
+from experiments.study.cells import CHOSEN_ON, Cell, run_planned, task_at
 from experiments.study.methods import StudyMethod
 from experiments.study.results import Lines
 from experiments.tasks import Task
@@ -74,7 +73,7 @@ def plan_variants(
             elif name in known:
                 settings[name] = known[name]["hyperparameters"]
             else:
-                shifted = _with_shifts(cells._task(task, 0), effort) if shifted is None else shifted
+                shifted = _with_shifts(task_at(task, 0), effort) if shifted is None else shifted
                 started = time.perf_counter()
                 settings[name] = variant.method.plan(shifted, epsilon, delta, effort)
                 lines.add(
@@ -86,7 +85,7 @@ def plan_variants(
                         "seed": None,
                         "seconds": round(time.perf_counter() - started, 1),
                         "hyperparameters": settings[name],
-                        "chosen_on": cells.CHOSEN_ON,
+                        "chosen_on": CHOSEN_ON,
                     }
                 )
             advance(1)

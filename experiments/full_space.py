@@ -63,7 +63,6 @@ def planned(task: Task, epsilon: float, rounds: int | None, effort: Any) -> tupl
     started = time.perf_counter()
     made = plan(
         *planning_records(task),
-        candidates=task.candidates,
         rounds=rounds,
         progress=True,
         **planning_arguments(task, epsilon, DELTA, effort),

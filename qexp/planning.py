@@ -397,7 +397,7 @@ class Scorer:
         return (value if math.isfinite(value) else self.of_diverged), accuracy
 
 
-_DAMPINGS: Final = (1e-3, 1e-2, 1e-1, 1.0)
+_DAMPINGS: Final = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _CLIPPING_NORMS: Final = (0.3, 1.0, 3.0, 10.0)
 _ROUNDS: Final = (1, 2, 4, 8, 16, 32, 64)
 # Step size, momentum, averaging. Averaging takes the noise off long steps.

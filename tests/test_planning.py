@@ -163,7 +163,7 @@ def test_noise_loss_is_that_of_a_linear_recursion(rounds, step_size, kept):
 def test_the_grid_spans_what_it_should():
     grid = candidate_schedules()
     assert {s.rounds for s in grid} == {1, 2, 4, 8, 16, 32, 64}
-    assert {s.damping for s in grid} == {1e-3, 1e-2, 1e-1, 1.0}
+    assert {s.damping for s in grid} == {1e-3, 1e-2, 1e-1, 1.0, 10.0}
     assert {s.averaging for s in grid} == {0.0, 0.25}
     assert (min(s.clipping_norm for s in grid), max(s.clipping_norm for s in grid)) == (0.3, 10)
     assert {s.momentum for s in grid} == {0.0, 0.8, 0.9}

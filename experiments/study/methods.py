@@ -55,8 +55,7 @@ def qexp_method(
 
     def planned(task: Task, epsilon: float, delta: float, effort: Any) -> dict[str, Any]:
         arguments = planning_arguments(task, epsilon, delta, effort)
-        pool = task.candidates if candidates is None and rounds is None else candidates
-        made = plan(*planning_records(task), rounds=rounds, candidates=pool, **arguments)
+        made = plan(*planning_records(task), rounds=rounds, candidates=candidates, **arguments)
         return made.schedule.describe()
 
     def run(task: Task, settings: dict[str, Any], epsilon: float, delta: float, seed: int) -> Tuned:

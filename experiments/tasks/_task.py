@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp.finetune import Schedule
 from qexp.measures import area_under_roc, average_precision, calibration_error
 from qexp.models import MultilayerPerceptron
 from qexp.surrogates import Surrogate
@@ -38,8 +37,6 @@ class Task:
         The kind of records.
     planning_surrogates : sequence of shifts, optional
         What public records are put to for planning. Default: what the planner makes of `surrogate`.
-    candidates : sequence of Schedule, optional
-        What is planned from. Default: the planner's grid.
     image_shape : (int, int) or None
         Height and width of images.
     planning : (model, X, y), optional
@@ -67,7 +64,6 @@ class Task:
     metric: Literal["accuracy", "auroc"] = "accuracy"
     surrogate: Literal["images", "tabular"] = "images"
     planning_surrogates: Sequence[Surrogate] | None = None
-    candidates: Sequence[Schedule] | None = None
     image_shape: tuple[int, int] | None = None
     planning: tuple[MultilayerPerceptron, NDArray[np.float32], NDArray[np.uint8]] | None = None
     planning_group: NDArray[Any] | None = None

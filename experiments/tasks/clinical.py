@@ -7,7 +7,6 @@ calibration error are measured as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -15,9 +14,7 @@ from numpy.typing import NDArray
 
 from experiments.tasks._task import Task, split
 from qexp.datasets import load_mimic3, load_physionet2012, standardise
-from qexp.finetune import Schedule
 from qexp.models import MultilayerPerceptron, mlp, softmax_regression
-from qexp.planning import candidate_schedules
 from qexp.surrogates import OtherRecords
 
 _CORONARY, _CARDIAC_SURGERY, _MEDICAL, _SURGICAL = 1, 2, 3, 4
@@ -158,23 +155,9 @@ def _task(
         surrogate="tabular",
         planning=(_pretrained(X[seen], died[seen], hidden, seed), X[seen], died[seen]),
         planning_surrogates=[OtherRecords(X[unseen], died[unseen], keep) for keep in _KEPT],
-        candidates=_candidates(),
         X_curvature=X[public],
         fit_arguments=_FIT,
     )
-
-
-def _candidates() -> list[Schedule]:
-    """Give the planner's grid up to 32 rounds, with dampings up to 10.
-
-    On public stays alone, plans are drawn to that grid's largest damping, 0.1: the standardised
-    features have a curvature of 1 to 30 along their leading directions.
-    """
-    return [
-        replace(schedule, damping=100 * schedule.damping)
-        for schedule in candidate_schedules()
-        if schedule.rounds <= 32 and schedule.damping <= 0.1
-    ]
 
 
 def _pretrained(

@@ -20,7 +20,8 @@ from experiments.fine_tuning import fine_tuned, planning_arguments, planning_rec
 from experiments.tasks import TASKS, Task
 from qexp.finetune import Schedule
 from qexp.models import MultilayerPerceptron
-from qexp.planning import Plan, _eigen, _KroneckerTrial, candidate_schedules, plan
+from qexp.planning import Plan, candidate_schedules, plan
+from qexp.planning._kronecker_trial import KroneckerTrial, eigen_factors
 from qexp.privacy import calibrate_mu
 
 DELTA = 1e-5
@@ -40,12 +41,12 @@ def best_of_grid(task: Task, epsilon: float, rounds: int | None) -> Schedule:
     draw. It judges the planner; no job may be run with its result.
     """
     noise = 1 / (len(task.X_private) * calibrate_mu(epsilon, DELTA))
-    trial = _KroneckerTrial(
+    trial = KroneckerTrial(
         task.model,
         task.X_private,
         task.y_private,
         task.curvature_records(),
-        _eigen(task.model, task.curvature_records(), 0),
+        eigen_factors(task.model, task.curvature_records(), 0),
     )
 
     def value(schedule: Schedule, n_records: int) -> float:

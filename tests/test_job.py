@@ -36,6 +36,7 @@ from qexp.job.settings import SettingsError, explain, load_settings
 from qexp.job.signals import StopBetweenRounds, Stopper
 from qexp.ledger_file import SharedLedger, read_ledger
 from qexp.models import mlp
+from qexp.planning import _planner
 
 JOB = """
 [model]
@@ -503,8 +504,8 @@ def small_grid(monkeypatch):
         qexp.Schedule(rounds=rounds, clipping_norm=3.0, step_size=0.5, damping=0.01)
         for rounds in (1, 2)
     ]
-    monkeypatch.setattr(planning, "candidate_schedules", lambda rounds=None: schedules)
-    monkeypatch.setattr(planning, "_neighbours", lambda *_: [])
+    monkeypatch.setattr(_planner, "candidate_schedules", lambda rounds=None: schedules)
+    monkeypatch.setattr(_planner, "neighbours", lambda *_: [])
 
 
 def test_a_plan_is_kept_for_the_resumption(folder, small_grid, monkeypatch, capsys):

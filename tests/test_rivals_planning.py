@@ -9,7 +9,7 @@ import pytest
 from qexp.bits import insecure_test_generator
 from qexp.datasets import load_digits
 from qexp.models import mlp
-from qexp.planning import EFFORTS
+from qexp.planning._halving import EFFORTS
 from qexp.rivals import (
     METHODS,
     AdaMixSettings,

@@ -19,7 +19,9 @@ from experiments.study.methods import StudyMethod
 from experiments.study.results import Lines
 from experiments.tasks import Task
 from qexp._progress import progress_bar
-from qexp.planning import Scorer, make_shifts, named_effort
+from qexp.planning._domains import make_shifts
+from qexp.planning._halving import named_effort
+from qexp.planning._scorer import Scorer
 
 __all__ = ["Variant", "lines_at", "plan_variants", "run_variants"]
 

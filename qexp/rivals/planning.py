@@ -15,17 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks
-from qexp._progress import progress_bar
 from qexp.models import MultilayerPerceptron
-from qexp.planning import (
-    Effort,
-    Score,
-    Scorer,
-    make_shifts,
-    named_effort,
-    public_records,
-    split_shifted,
-)
+from qexp.planning._domains import make_shifts, public_records, split_shifted
+from qexp.planning._halving import Halving, Outcome, Try, named_effort
+from qexp.planning._scorer import Score, Scorer
 from qexp.rivals._accounting import Target
 from qexp.rivals._boundary import SimulatedBoundary
 from qexp.rivals._descent import model_at
@@ -174,28 +167,51 @@ def plan_rival(
         seed,
         scorer,
     )
-    search = _Search(method, model, PublicData(X, y), shifts, n, target, scorer, seed)
-    search.run(pool, budget, refine=candidates is None, progress=progress)
-    best = search.ranked()[0]
-    row = search.row(best)
+    simulation = _Simulation(method, model, PublicData(X, y), shifts, n, target, scorer, seed)
+    halving: Halving[Any] = Halving(
+        simulation.tries,
+        budget,
+        n_surrogates=len(shifts),
+        n_records=n,
+        seed=seed,
+        progress=progress,
+    )
+    halving.run(pool)
+    if candidates is None:
+        halving.refine(method.neighbours)
+    table = tuple(_row(settings, halving.outcomes[settings]) for settings in halving.ranked())
+    best = table[0]
     return RivalPlan(
         method=method.name,
-        settings=best,
-        predicted_accuracy=row["accuracy_mean"],
-        predicted_deviation=row["accuracy_std"],
-        accuracy_before=search.before,
+        settings=best["settings"],
+        predicted_accuracy=best["accuracy_mean"],
+        predicted_deviation=best["accuracy_std"],
+        accuracy_before=simulation.before,
         score=scorer.name,
-        predicted_score=row["score_mean"],
+        predicted_score=best["score_mean"],
         target_epsilon=target.epsilon,
         target_delta=target.delta,
         n_records=n,
         surrogates=tuple(str(shift) for shift in shifts),
-        table=tuple(search.row(settings) for settings in search.ranked()),
+        table=table,
     )
 
 
-class _Search:
-    """Settings, the surrogates they are tried on, and what came out."""
+def _row(settings: Any, outcome: Outcome) -> dict[str, Any]:
+    """Tell what is known of settings."""
+    accuracies = [accuracy for _, accuracy in outcome.pairs]
+    return {
+        "settings": settings,
+        "score_mean": outcome.mean,
+        "accuracy_mean": float(np.mean(accuracies)),
+        "accuracy_std": float(np.std(accuracies)),
+        "surrogates": len(accuracies),
+        "records": outcome.records,
+    }
+
+
+class _Simulation:
+    """The simulated private domains that a rival is tried on."""
 
     def __init__(
         self,
@@ -218,53 +234,9 @@ class _Search:
         self.before = float(
             np.mean([model.score(X_test, y_test) for _, _, X_test, y_test in self.domains])
         )
-        self.stage: dict[Any, int] = {}
-        # (score and accuracy, one pair a surrogate; simulated private records)
-        self.scores: dict[Any, tuple[list[tuple[float, float]], int]] = {}
 
-    def run(self, pool: list[Any], effort: Effort, *, refine: bool, progress: bool) -> None:
-        """Try the settings in stages."""
-        alive = pool
-        for number, (most, surrogates, records) in enumerate(effort.stages):
-            if number:
-                alive = sorted(alive, key=self._mean, reverse=True)[:most]
-            self._try(alive, number, surrogates, records, progress)
-        last = len(effort.stages) - 1
-        for _ in range(effort.refinements if refine else 0):
-            near = dict.fromkeys(self.method.neighbours(self.ranked()[0]))
-            fresh = [settings for settings in near if self.stage.get(settings) != last]
-            _, surrogates, records = effort.stages[-1]
-            self._try(fresh, last, surrogates, records, progress)
-
-    def ranked(self) -> list[Any]:
-        """Sort the settings: those that got furthest first, the best of each stage first."""
-        return sorted(self.stage, key=lambda s: (self.stage[s], self._mean(s)), reverse=True)
-
-    def row(self, settings: Any) -> dict[str, Any]:
-        """Tell what is known of settings."""
-        pairs, records = self.scores[settings]
-        accuracies = [accuracy for _, accuracy in pairs]
-        return {
-            "settings": settings,
-            "score_mean": self._mean(settings),
-            "accuracy_mean": float(np.mean(accuracies)),
-            "accuracy_std": float(np.std(accuracies)),
-            "surrogates": len(accuracies),
-            "records": records,
-        }
-
-    def _mean(self, settings: Any) -> float:
-        return float(np.mean([score for score, _ in self.scores[settings][0]]))
-
-    def _try(
-        self,
-        pool: Sequence[Any],
-        stage: int,
-        surrogates: int,
-        records: int | None,
-        progress: bool,
-    ) -> None:
-        records = self.n_records if records is None else min(records, self.n_records)
+    def tries(self, surrogates: int, records: int) -> Try[Any]:
+        """Give what fine-tunes with settings on a surrogate's first records, and scores it."""
         domains = [
             (X[:records], y[:records], X_test, y_test)
             for X, y, X_test, y_test in self.domains[:surrogates]
@@ -275,15 +247,7 @@ class _Search:
             fast = PublicPerceptron(self.model)
             for X, y in [(self.public.X, self.public.y), *((X, y) for X, y, _, _ in domains)]:
                 fast.keep(X, y)
-        with progress_bar(len(pool), f"trials of stage {stage + 1}", show=progress) as advance:
-            for settings in pool:
-                pairs = [
-                    self._tried(fast, settings, domain, self.seed + 1000 * stage + i)
-                    for i, domain in enumerate(domains)
-                ]
-                self.scores[settings] = pairs, records
-                self.stage[settings] = stage
-                advance(1)
+        return lambda settings, i, seed: self._tried(fast, settings, domains[i], seed)
 
     def _tried(
         self,

@@ -1,0 +1,86 @@
+"""The private domain, simulated: public records that pretraining has not seen, shifted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qexp.planning._scorer import Scorer
+from qexp.surrogates import Surrogate, image_surrogates, table_surrogates
+
+__all__ = ["make_shifts", "public_records", "split_shifted"]
+
+_MOST_TEST_RECORDS: Final = 4000
+_PRIVATE_SHARE: Final = 0.6
+
+
+def public_records(
+    model: Any, X_public: ArrayLike, y_public: ArrayLike
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    X, y = np.asarray(X_public), np.asarray(y_public)
+    if X.ndim != 2 or y.shape != (len(X),):
+        raise ValueError(
+            f"X_public has shape {X.shape} and y_public {y.shape}; they need (m, d) and (m,)"
+        )
+    if len(X) < 50:
+        raise ValueError(
+            f"there are {len(X)} public records; a plan needs at least 50, and is worth little "
+            "with fewer than a thousand"
+        )
+    X = X.astype(getattr(model, "dtype", np.float32), copy=False)
+    if not np.all(np.isfinite(X)):
+        raise ValueError("X_public holds NaN or infinite values; public records must be finite")
+    return X, y
+
+
+def make_shifts(
+    surrogate: str | Surrogate | Sequence[Surrogate],
+    model: Any,
+    X: NDArray[Any],
+    y: NDArray[Any],
+    image_shape: tuple[int, int] | None,
+    group: ArrayLike | None,
+    count: int,
+    seed: int,
+    scorer: Scorer,
+) -> list[Surrogate]:
+    """Give the shifts that `surrogate` names, or those that it is."""
+    if callable(surrogate):
+        return [surrogate]
+    if not isinstance(surrogate, str):
+        given = list(surrogate)
+        if not given or not all(callable(shift) for shift in given):
+            raise TypeError("surrogate needs functions shift(X, y, rng) -> (X, y), at least one")
+        return given
+    if surrogate == "images":
+        return list(image_surrogates(model, X, y, image_shape=image_shape, count=count, seed=seed))
+    if surrogate == "tabular":
+        hardness: Literal["accuracy", "auroc"] = "auroc" if scorer.score == "auroc" else "accuracy"
+        return list(
+            table_surrogates(model, X, y, group=group, count=count, seed=seed, score=hardness)
+        )
+    raise ValueError(
+        f"surrogate is {surrogate!r}; it needs 'images', 'tabular', or functions of your own"
+    )
+
+
+def split_shifted(
+    shift: Surrogate, X: NDArray[Any], y: NDArray[Any], n_records: int, seed: int
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Give simulated private records, at most `n_records`, their labels, and those of the test."""
+    rng = np.random.default_rng(seed)
+    shifted, labels = shift(X, y, rng)
+    order = rng.permutation(len(shifted))
+    n_private = min(n_records, int(_PRIVATE_SHARE * len(order)))
+    private, test = order[:n_private], order[n_private:][:_MOST_TEST_RECORDS]
+    if len(private) == 0 or len(test) == 0:
+        raise ValueError(f"the surrogate {shift} left {len(order)} records; it needs more")
+    return (
+        np.ascontiguousarray(shifted[private]),
+        labels[private],
+        shifted[test],
+        labels[test],
+    )

@@ -1,0 +1,69 @@
+"""The schedules to choose from."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from typing import Any, Final
+
+from qexp import _checks
+from qexp.finetune import Schedule
+
+__all__ = ["candidate_schedules", "neighbours"]
+
+_DAMPINGS: Final = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_CLIPPING_NORMS: Final = (0.3, 1.0, 3.0, 10.0)
+_ROUNDS: Final = (1, 2, 4, 8, 16, 32, 64)
+# Step size, momentum, averaging. Averaging takes the noise off long steps.
+_STEPS: Final = (
+    (1.0, 0.0, 0.0),
+    (1.0, 0.0, 0.25),
+    (0.3, 0.0, 0.0),
+    (0.1, 0.0, 0.0),
+    (0.3, 0.8, 0.0),
+    (0.1, 0.8, 0.0),
+    (0.1, 0.9, 0.0),
+    (0.03, 0.9, 0.0),
+)
+
+
+def candidate_schedules(rounds: int | None = None) -> list[Schedule]:
+    """Give the planner's grid.
+
+    Parameters
+    ----------
+    rounds : int, optional
+        Only schedules of so many rounds. Default: powers of two from 1 to 64.
+
+    Returns
+    -------
+    list of Schedule
+    """
+    counts = _ROUNDS if rounds is None else (_checks.count(rounds, "rounds"),)
+    return [
+        Schedule(
+            rounds=t, clipping_norm=c, step_size=eta, damping=damping, momentum=m, averaging=share
+        )
+        for damping, c, t, (eta, m, share) in itertools.product(
+            _DAMPINGS, _CLIPPING_NORMS, counts, _STEPS
+        )
+        if (m == 0 or t * (1 - m) >= 1.5) and (share == 0 or t >= 4)
+    ]
+
+
+def neighbours(schedule: Schedule, fixed_rounds: int | None) -> list[Schedule]:
+    """Vary one setting at a time by half a step of the grid."""
+    root = math.sqrt(10)
+    varied: list[dict[str, Any]] = [{"damping": schedule.damping * f} for f in (1 / root, root)]
+    varied += [{"clipping_norm": schedule.clipping_norm * f} for f in (0.55, 1.8)]
+    varied += [{"step_size": schedule.step_size * f} for f in (0.55, 1.8)]
+    varied += [
+        {"clipping_norm": schedule.clipping_norm * f, "step_size": schedule.step_size / f}
+        for f in (0.55, 1.8)
+    ]
+    if schedule.rounds >= 4:
+        varied += [{"averaging": 0.0 if schedule.averaging else 0.25}]
+    if fixed_rounds is None:
+        varied += [{"rounds": max(1, round(schedule.rounds * f))} for f in (0.7, 1.4)]
+    return [replace(schedule, **changes) for changes in varied]

@@ -1,0 +1,146 @@
+"""Successive halving: all candidates on few records first, the best of them on all.
+
+After Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter
+optimization" (AISTATS 2016). qexp's schedules and its rivals' settings are chosen by it alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+import numpy as np
+
+from qexp._progress import progress_bar
+
+__all__ = ["EFFORTS", "Effort", "Halving", "Outcome", "Try", "named_effort"]
+
+C = TypeVar("C")
+Try = Callable[[C, int, int], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many surrogates; then stages of halving: (candidates, surrogates, records) at most."""
+
+    surrogates: int
+    stages: tuple[tuple[int | None, int, int | None], ...]
+    refinements: int
+
+
+EFFORTS: Final = {
+    "quick": Effort(3, ((None, 1, 500), (64, 3, 800), (24, 3, 2500), (8, 3, None)), 2),
+    "full": Effort(5, ((None, 2, 1000), (128, 5, 1500), (48, 5, 4000), (16, 5, None)), 3),
+}
+
+
+def named_effort(effort: str) -> Effort:
+    """Give the stages of an effort; raise where there is none of that name."""
+    if effort not in EFFORTS:
+        raise ValueError(f"effort is {effort!r}; it needs 'quick' or 'full'")
+    return EFFORTS[effort]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a candidate in the last stage that it reached.
+
+    Attributes
+    ----------
+    stage : int
+    records : int
+        Simulated private records.
+    pairs : tuple of (float, float)
+        Score and accuracy, one pair a surrogate.
+    """
+
+    stage: int
+    records: int
+    pairs: tuple[tuple[float, float], ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean score over the surrogates."""
+        return float(np.mean([score for score, _ in self.pairs]))
+
+
+class Halving(Generic[C]):
+    """Candidates tried in stages.
+
+    Parameters
+    ----------
+    prepare : callable
+        ``prepare(surrogates, records)`` gives, for a stage on so many of each, the function
+        ``(candidate, number of the surrogate, seed) -> (score, accuracy)``.
+    effort : Effort
+    n_surrogates : int
+        How many there are, though an effort may ask for more.
+    n_records : int
+        Of the private data.
+    seed : int
+    work : callable
+        How far a candidate moves the progress bar on.
+    what : str
+        What that is counted in.
+    progress : bool
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[int, int], Try[C]],
+        effort: Effort,
+        *,
+        n_surrogates: int,
+        n_records: int,
+        seed: int,
+        work: Callable[[C], int] = lambda candidate: 1,
+        what: str = "trials",
+        progress: bool = False,
+    ) -> None:
+        self._prepare, self._effort, self._seed = prepare, effort, seed
+        self._n_surrogates, self._n_records = n_surrogates, n_records
+        self._work, self._what, self._progress = work, what, progress
+        self.outcomes: dict[C, Outcome] = {}
+
+    def run(self, candidates: Sequence[C]) -> None:
+        """Try the candidates, in each stage the best of the one before."""
+        alive = list(candidates)
+        for stage, (most, _, _) in enumerate(self._effort.stages):
+            if stage:
+                alive = sorted(alive, key=self._mean, reverse=True)[:most]
+            self._try(alive, stage)
+
+    def refine(self, neighbours: Callable[[C], Sequence[C]]) -> None:
+        """Try what is near the best, as often as the effort says, on all surrogates and records."""
+        last = len(self._effort.stages) - 1
+        for _ in range(self._effort.refinements):
+            near = dict.fromkeys(neighbours(self.ranked()[0]))
+            reached = {c for c, outcome in self.outcomes.items() if outcome.stage == last}
+            self._try([candidate for candidate in near if candidate not in reached], last)
+
+    def ranked(self) -> list[C]:
+        """Sort what was tried: those that got furthest first, the best of each stage first."""
+
+        def rank(candidate: C) -> tuple[int, float]:
+            return self.outcomes[candidate].stage, self._mean(candidate)
+
+        return sorted(self.outcomes, key=rank, reverse=True)
+
+    def _mean(self, candidate: C) -> float:
+        return self.outcomes[candidate].mean
+
+    def _try(self, candidates: Sequence[C], stage: int) -> None:
+        _, most_surrogates, most_records = self._effort.stages[stage]
+        surrogates = min(most_surrogates, self._n_surrogates)
+        records = min(most_records or self._n_records, self._n_records)
+        tried = self._prepare(surrogates, records)
+        label = f"{self._what} of stage {stage + 1}"
+        total = sum(map(self._work, candidates))
+        with progress_bar(total, label, show=self._progress) as advance:
+            for candidate in candidates:
+                pairs = tuple(
+                    tried(candidate, i, self._seed + 1000 * stage + i) for i in range(surrogates)
+                )
+                self.outcomes[candidate] = Outcome(stage, records, pairs)
+                advance(self._work(candidate))

@@ -1,0 +1,224 @@
+"""Choosing a schedule on public records, before any budget is spent.
+
+A plan costs no privacy because it reads no private record. Public records that pretraining has
+not seen are shifted until the model errs on them (:mod:`qexp.surrogates`), split into simulated
+private records and simulated test records, and candidate schedules are fine-tuned on them with
+the very privacy of the job to come; the best one on average is the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from numpy.typing import ArrayLike
+
+from qexp import _checks
+from qexp.finetune import Schedule
+from qexp.planning._domains import make_shifts, public_records
+from qexp.planning._grid import candidate_schedules, neighbours
+from qexp.planning._halving import Effort, Halving, Outcome, named_effort
+from qexp.planning._plan import Plan
+from qexp.planning._scorer import Score, Scorer
+from qexp.planning._simulation import Candidate, Simulation, figures
+from qexp.planning._trials import Maker
+from qexp.privacy import calibrate_mu
+from qexp.surrogates import Surrogate
+
+__all__ = ["plan"]
+
+
+def plan(
+    model: Any,
+    X_public: ArrayLike,
+    y_public: ArrayLike,
+    *,
+    n_records: int,
+    target_epsilon: float,
+    target_delta: float,
+    surrogate: Literal["images", "tabular"] | Surrogate | Sequence[Surrogate] = "images",
+    image_shape: tuple[int, int] | None = None,
+    public_group: ArrayLike | None = None,
+    curvature: Literal["kronecker", "dense"] | Maker = "kronecker",
+    curvature_shares: Sequence[float] = (0.0,),
+    n_components: Sequence[int] = (1000, 3000),
+    candidates: Iterable[Schedule] | None = None,
+    rounds: int | None = None,
+    score: Score = "accuracy",
+    effort: Literal["quick", "full"] = "quick",
+    seed: int = 0,
+    progress: bool = False,
+) -> Plan:
+    """Choose damping, clipping norm, step size, rounds and momentum on public records alone.
+
+    Parameters
+    ----------
+    model : qexp.models.MultilayerPerceptron or alike
+        Pretrained.
+    X_public : array, shape (m, d)
+        Public records that pretraining has **not** seen, a few thousand or more.
+    y_public : array, shape (m,)
+        Their labels.
+    n_records : int
+        n, how many private records there will be; public.
+    target_epsilon, target_delta : float
+        The privacy of the job to come.
+    surrogate : {"images", "tabular"}, callable, or sequence of callables
+        How the private domain is simulated: shifts drawn by :mod:`qexp.surrogates`, or your own
+        functions ``shift(X, y, rng) -> (X, y)``, such as :class:`qexp.surrogates.OtherRecords`,
+        which puts public records of another domain in their place.
+    image_shape : (int, int), optional
+        Height and width, for "images". Default: square.
+    public_group : array, shape (m,), optional
+        A public column whose values the shifts re-weight, for "tabular".
+    curvature : {"kronecker", "dense"} or callable
+        Kronecker curvature over the full weight space; dense curvature behind an
+        :class:`qexp.SRHT` with public seed 0; or a function ``make(model, damping)`` of public
+        data that returns a :class:`qexp.Curvature`. The first, of a
+        :class:`qexp.models.MultilayerPerceptron`, is fast; all else is simulated by
+        :func:`qexp.fine_tune` itself.
+    curvature_shares : sequence of float
+        Shares of the budget for private curvature to choose from, see :class:`qexp.Schedule`.
+        Above 0 they need Kronecker curvature.
+    n_components : sequence of int
+        Values of k to choose from, for "dense".
+    candidates : iterable of Schedule, optional
+        Default: :func:`candidate_schedules`, whose best are refined at the end; candidates of
+        your own are not.
+    rounds : int, optional
+        Plan for exactly so many rounds.
+    score : {"accuracy", "auroc", "loss"} or callable
+        What schedules are ranked by on the simulated test records: the share of right answers;
+        the area under the ROC curve of two classes, for those of which one is rare (surrogates of
+        tables are then made as hard in terms of it, too); minus the mean loss; or
+        ``score(model, X, y)``, larger for better. Losses that are not finite, and runs that
+        diverge, rank last.
+    effort : {"quick", "full"}
+        Three surrogates, or five and more trials on each.
+    seed : int
+        Of shifts, splits and noise.
+    progress : bool
+        Show a progress bar on a terminal.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is out of its range, or there are too few public records.
+
+    Notes
+    -----
+    Everything here is public, so the noise of the simulation comes from a reproducible generator.
+    Planning costs no privacy as long as `model`, `X_public` and the surrogates have nothing to do
+    with the private records; do not pass those, and do not plan again because of how a release
+    turned out on private test data.
+
+    First, closed forms discard hopeless candidates: with q = 1 - ηρ/(1-m), the noise of T rounds
+    leaves an expected loss of ½ Σ_ρ ρ (η c √T / ((1-m) n μ))² (1-q^2T)/(1-q²) in the quadratic
+    model, ρ the eigenvalues of H A⁻¹; and a path T η/(1-m) along which even the slope of the loss
+    at the start saves too little leads nowhere. Then the rest is simulated, by successive halving
+    (Jamieson and Talwalkar, AISTATS 2016): on one surrogate and few records first, the best ones
+    on all surrogates and more records.
+
+    A draw moves the weights by -η A⁻¹ (mean clipped gradient + noise of c/(nμ)). Where m < n
+    simulated private records are at hand, the mean is over those m, and the noise is that of n:
+    what their sum would be scaled up to, n/m times. That is noisier a mean than the job's, so the
+    prediction errs on the careful side.
+
+    Examples
+    --------
+    >>> plan = qexp.plan(model, X_held_out, y_held_out, n_records=7291,
+    ...                  target_epsilon=1.0, target_delta=1e-5)  # doctest: +SKIP
+    >>> plan.schedule  # doctest: +SKIP
+    """
+    X, y = public_records(model, X_public, y_public)
+    n = _checks.count(n_records, "n_records")
+    noise = 1 / (n * calibrate_mu(target_epsilon, target_delta))
+    budget = named_effort(effort)
+    scorer = Scorer(score, y)
+    shifts = make_shifts(
+        surrogate,
+        model,
+        X,
+        y,
+        image_shape,
+        public_group,
+        budget.surrogates,
+        seed,
+        scorer,
+    )
+    simulation = Simulation(
+        model, X, y, shifts, n, noise, target_delta, curvature, n_components, seed, scorer
+    )
+    grid = candidate_schedules(rounds) if candidates is None else list(candidates)
+    if candidates is None:
+        grid = [replace(s, curvature_share=share) for share in curvature_shares for s in grid]
+    if rounds is not None:
+        grid = [schedule for schedule in grid if schedule.rounds == rounds]
+    if not grid:
+        raise ValueError("there is no candidate schedule of that many rounds; give at least one")
+    pool = [(schedule, k) for schedule in grid for k in simulation.domains]
+    halving = Halving(
+        simulation.tries,
+        budget,
+        n_surrogates=len(shifts),
+        n_records=n,
+        seed=seed,
+        work=lambda candidate: candidate[0].rounds,
+        what="rounds",
+        progress=progress,
+    )
+    halving.run(_hopeful(pool, simulation, budget))
+    if candidates is None:
+        halving.refine(lambda best: [(s, best[1]) for s in neighbours(best[0], rounds)])
+    tried = halving.ranked()
+    discarded = [candidate for candidate in pool if candidate not in halving.outcomes]
+    discarded.sort(key=simulation.noise_loss)
+    table = tuple(_row(c, halving.outcomes.get(c), simulation) for c in (*tried, *discarded))
+    best = tried[0]
+    return Plan(
+        schedule=best[0],
+        n_components=best[1],
+        predicted_accuracy=table[0]["accuracy_mean"],
+        predicted_deviation=table[0]["accuracy_std"],
+        accuracy_before=simulation.before,
+        score=scorer.name,
+        predicted_score=table[0]["score_mean"],
+        score_before=simulation.score_before,
+        target_epsilon=float(target_epsilon),
+        target_delta=float(target_delta),
+        n_records=n,
+        surrogates=tuple(str(shift) for shift in shifts),
+        table=table,
+        curve=simulation.curve(best, halving.outcomes[best].pairs, float(target_epsilon)),
+    )
+
+
+def _hopeful(
+    pool: Sequence[Candidate], simulation: Simulation, effort: Effort
+) -> Sequence[Candidate]:
+    """Give the candidates worth a trial; where they are few, those of the least noise."""
+    hopeful = [candidate for candidate in pool if simulation.is_hopeful(candidate)]
+    few = effort.stages[1][0]
+    if few is not None and len(hopeful) < few:
+        return sorted(pool, key=simulation.noise_loss)[:few]
+    return hopeful
+
+
+def _row(candidate: Candidate, outcome: Outcome | None, simulation: Simulation) -> dict[str, Any]:
+    """Tell what is known of a candidate."""
+    schedule, k = candidate
+    pairs = outcome.pairs if outcome else ()
+    return {
+        "schedule": schedule,
+        "n_components": k,
+        **figures(pairs),
+        "surrogates": len(pairs),
+        "records": outcome.records if outcome else 0,
+        "noise_to_signal": simulation.noise_to_signal(candidate),
+        "noise_loss": simulation.noise_loss(candidate),
+    }

@@ -1,0 +1,184 @@
+"""The job to come, simulated on the shifted public records, and what is known without a trial."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qexp.finetune import Schedule
+from qexp.planning._domains import split_shifted
+from qexp.planning._halving import Try
+from qexp.planning._scorer import Scorer
+from qexp.planning._trials import Maker, Trial, make_trials
+from qexp.privacy import calibrate_mu
+from qexp.surrogates import Surrogate
+
+__all__ = ["Candidate", "Simulation", "figures", "noise_loss"]
+
+# Hopeless is noise that costs more than this share of the loss before, and a path that would not
+# save this share of it even if the slope at the start lasted.
+_MOST_NOISE_LOSS: Final = 0.2
+_LEAST_SAVING: Final = 0.25
+_CURVE: Final = (1 / 4, 1 / 2, 2, 4)
+_CURVE_RECORDS: Final = 3000
+
+Candidate = tuple[Schedule, int | None]
+
+
+class Simulation:
+    """The simulated private domains of a job, for each k of a random projection."""
+
+    def __init__(
+        self,
+        model: Any,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        shifts: Sequence[Surrogate],
+        n_records: int,
+        noise: float,
+        delta: float,
+        curvature: Literal["kronecker", "dense"] | Maker,
+        n_components: Sequence[int],
+        seed: int,
+        scorer: Scorer,
+    ) -> None:
+        self.scorer = scorer
+        self.noise, self.delta, self.seed, self.n_records = noise, delta, seed, n_records
+        self.domains: dict[int | None, list[_Shifted]] = {}
+        for k, trial in make_trials(model, X, curvature, n_components, delta):
+            self.domains[k] = [
+                _simulated(model, shift, X, y, trial, n_records, seed + i)
+                for i, shift in enumerate(shifts)
+            ]
+        first = next(iter(self.domains.values()))
+        self.before = float(np.mean([domain.before for domain in first]))
+        self.loss_before = float(np.mean([domain.loss_before for domain in first]))
+        self.score_before = float(np.mean([scorer(model, d.X_test, d.y_test)[0] for d in first]))
+        self._kept: dict[tuple[float, int | None], NDArray[np.float64]] = {}
+        self._draws: dict[tuple[float, float, int | None], tuple[float, float]] = {}
+
+    def tries(self, surrogates: int, records: int) -> Try[Candidate]:
+        """Give what fine-tunes a candidate on a surrogate's first records, and scores it."""
+
+        def tried(candidate: Candidate, surrogate: int, seed: int) -> tuple[float, float]:
+            schedule, k = candidate
+            domain = self.domains[k][surrogate]
+            return domain.score(schedule, self.noise, records, seed, self.scorer)
+
+        return tried
+
+    def curve(
+        self, candidate: Candidate, pairs: Sequence[tuple[float, float]], target_epsilon: float
+    ) -> tuple[dict[str, float], ...]:
+        """Try a candidate at other ε than that of which `pairs` came."""
+        points = {target_epsilon: pairs}
+        for factor in _CURVE:
+            eps = target_epsilon * factor
+            noise = 1 / (self.n_records * calibrate_mu(eps, self.delta))
+            points[eps] = [
+                domain.score(candidate[0], noise, _CURVE_RECORDS, self.seed, self.scorer)
+                for domain in self.domains[candidate[1]]
+            ]
+        return tuple({"epsilon": eps, **figures(points[eps])} for eps in sorted(points))
+
+    def is_hopeful(self, candidate: Candidate) -> bool:
+        """Tell whether closed forms leave a candidate a chance."""
+        schedule, _ = candidate
+        reach = schedule.rounds * schedule.step_size / (1 - schedule.momentum)
+        saving = reach * self._first_draw(candidate)[1]
+        cost = self.noise_loss(candidate)
+        # An order may get better, or a score of one's own, where the loss hardly does.
+        least = _LEAST_SAVING if self.scorer.score in ("accuracy", "loss") else 0.0
+        return saving >= least * self.loss_before and cost <= _MOST_NOISE_LOSS * self.loss_before
+
+    def noise_loss(self, candidate: Candidate) -> float:
+        """Predict the loss through the noise of all rounds."""
+        schedule, k = candidate
+        return noise_loss(schedule, self._kept_eigenvalues(schedule.damping, k), self.noise)
+
+    def noise_to_signal(self, candidate: Candidate) -> float:
+        """Give the norm of the first round's noise in terms of that of the clipped mean."""
+        schedule, k = candidate
+        signal, _ = self._first_draw(candidate)
+        components = len(self._kept_eigenvalues(schedule.damping, k))
+        draws = schedule.rounds / (1 - schedule.curvature_share)
+        sigma = schedule.clipping_norm * self.noise * math.sqrt(draws)
+        return sigma * math.sqrt(components) / max(signal, 1e-300)
+
+    def _first_draw(self, candidate: Candidate) -> tuple[float, float]:
+        schedule, k = candidate
+        key = schedule.damping, schedule.clipping_norm, k
+        if key not in self._draws:
+            trial = self.domains[k][0].trial.head(1000)
+            self._draws[key] = trial.first_draw(schedule.damping, schedule.clipping_norm)
+        return self._draws[key]
+
+    def _kept_eigenvalues(self, damping: float, k: int | None) -> NDArray[np.float64]:
+        if (damping, k) not in self._kept:
+            self._kept[damping, k] = self.domains[k][0].trial.kept(damping)
+        return self._kept[damping, k]
+
+
+@dataclass(frozen=True, eq=False)
+class _Shifted:
+    """One simulated private domain."""
+
+    trial: Trial
+    X_test: NDArray[Any]
+    y_test: NDArray[Any]
+    before: float
+    loss_before: float
+
+    def score(
+        self, schedule: Schedule, noise: float, n_records: int, seed: int, scorer: Scorer
+    ) -> tuple[float, float]:
+        """Fine-tune on at most `n_records` simulated private records; test score and accuracy."""
+        tuned = self.trial.head(n_records).tune(schedule, noise, np.random.default_rng(seed))
+        if tuned is None:
+            return scorer.of_diverged, 0.0
+        return scorer(tuned, self.X_test, self.y_test)
+
+
+def _simulated(
+    model: Any,
+    shift: Surrogate,
+    X: NDArray[Any],
+    y: NDArray[Any],
+    trial: Callable[[NDArray[Any], NDArray[Any]], Trial],
+    n_records: int,
+    seed: int,
+) -> _Shifted:
+    """Shift the public records and split them into simulated private and test records."""
+    X_private, y_private, X_test, y_test = split_shifted(shift, X, y, n_records, seed)
+    return _Shifted(
+        trial(X_private, y_private),
+        X_test,
+        y_test,
+        float(model.score(X_test, y_test)),
+        float(model.loss(X_test, y_test)),
+    )
+
+
+def figures(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Give mean and standard deviation of scores and of accuracies, None where there are none."""
+    columns = list(zip(*pairs, strict=True)) or [(), ()]
+    return {
+        f"{name}_{figure}": float(function(column)) if column else None
+        for name, column in zip(("score", "accuracy"), columns, strict=True)
+        for figure, function in (("mean", np.mean), ("std", np.std))
+    }
+
+
+def noise_loss(schedule: Schedule, kept: NDArray[np.float64], noise: float) -> float:
+    """Predict the loss that the noise of all rounds leaves in the quadratic model."""
+    eta = schedule.step_size / (1 - schedule.momentum)
+    draws = schedule.rounds / (1 - schedule.curvature_share)
+    sigma = eta * schedule.clipping_norm * noise * math.sqrt(draws)
+    decay = np.clip((1 - eta * kept) ** 2, 0, 1 - 1e-9)
+    rounds = (1 - decay**schedule.rounds) / (1 - decay)
+    return float(0.5 * sigma**2 * (kept * rounds).sum())

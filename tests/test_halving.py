@@ -1,0 +1,75 @@
+"""Successive halving, of numbers as candidates: the nearer to a goal, the better."""
+
+import pytest
+
+from qexp.planning._halving import Effort, Halving
+
+GOAL = 70
+EFFORT = Effort(3, ((None, 1, 10), (8, 2, 40), (3, 3, None)), 2)
+
+
+class Trials:
+    """What was prepared and tried; more records tell more of where the goal is."""
+
+    def __init__(self):
+        self.stages, self.seeds = [], []
+
+    def prepare(self, surrogates, records):
+        self.stages.append((surrogates, records))
+
+        def tried(candidate, surrogate, seed):
+            self.seeds.append(seed)
+            grain = 1 + 100 // records
+            return -float(abs(candidate // grain - GOAL // grain)) + 0.001 * surrogate, 0.5
+
+        return tried
+
+
+@pytest.fixture
+def trials():
+    return Trials()
+
+
+def halving(trials, **changes):
+    arguments = {"n_surrogates": 3, "n_records": 100, "seed": 7, **changes}
+    return Halving(trials.prepare, EFFORT, **arguments)
+
+
+def test_each_stage_takes_the_best_of_the_one_before(trials):
+    search = halving(trials)
+    search.run(range(100))
+    assert trials.stages == [(1, 10), (2, 40), (3, 100)]
+    stages = [outcome.stage for outcome in search.outcomes.values()]
+    assert [stages.count(stage) for stage in range(3)] == [92, 5, 3]
+    assert search.ranked()[0] in (70, 71)
+    assert [search.outcomes[c].stage for c in search.ranked()] == sorted(stages, reverse=True)
+
+
+def test_refinement_finds_what_the_grid_has_not(trials):
+    search = halving(trials)
+    search.run([0, 30, 64, 90])
+    assert search.ranked()[0] == 64
+    search.refine(lambda best: [best - 3, best + 3, best + 3])
+    assert search.ranked()[0] == GOAL
+    assert search.outcomes[GOAL].records == 100
+    # The second refinement was about 67, below which 64 had been tried in full.
+    assert trials.stages[3:] == [(3, 100)] * 2
+    assert set(search.outcomes) == {0, 30, 64, 90, 61, 67, GOAL}
+
+
+def test_an_effort_asks_for_no_more_than_there_is(trials):
+    search = halving(trials, n_surrogates=1, n_records=20)
+    search.run(range(4))
+    assert trials.stages == [(1, 10), (1, 20), (1, 20)]
+    assert len(search.outcomes[search.ranked()[0]].pairs) == 1
+
+
+def test_every_stage_and_surrogate_has_a_seed_of_its_own(trials):
+    halving(trials).run([GOAL])
+    assert trials.seeds == [7, 1007, 1008, 2007, 2008, 2009]
+
+
+def test_ties_keep_their_order(trials):
+    search = halving(trials)
+    search.run([GOAL + 1, GOAL - 1])
+    assert search.ranked() == [GOAL + 1, GOAL - 1]

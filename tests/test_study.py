@@ -345,3 +345,17 @@ def test_signals_stop_the_study_in_good_order(monkeypatch, number):
         command_line.everything(["--tasks", "adult_work"])
     assert ended == [True]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_all_leaves_out_what_cannot_be_planned(monkeypatch):
+    seen = []
+
+    def run_all(**arguments):
+        seen.append(arguments["tasks"])
+        return 0
+
+    monkeypatch.setattr(command_line, "run_all", run_all)
+    command_line.everything([])
+    command_line.everything(["--tasks", "mimic_mortality"])
+    assert set(seen[0]) == set(TASKS) - {"mimic_mortality"}
+    assert seen[1] == ["mimic_mortality"]

@@ -29,9 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.fine_tuning import planning_arguments, planning_records
+from experiments.lines import Lines
 from experiments.study.methods import StudyMethod, Tuned, qexp_method, rival_method
 from experiments.study.report import DOCS, Summary, figure_file, shown_as, summaries
-from experiments.study.results import FOLDER, Lines
+from experiments.study.results import FOLDER
 from experiments.study.variants import Variant, lines_at, plan_variants, run_variants
 from experiments.tasks import TASKS, Task
 from experiments.time_to_accuracy import RESULTS as LADDERS

@@ -29,11 +29,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from experiments.lines import Lines
 from experiments.opacus_crosscheck import opacus_dp_sgd, torch_and_opacus
 from experiments.study.cells import Cell, run_planned
 from experiments.study.methods import METHODS, StudyMethod, Tuned, qexp_method, rival_method
 from experiments.study.report import DOCS, Summary, figure_file, paired, shown_as, summaries
-from experiments.study.results import FOLDER, Lines, Store
+from experiments.study.results import FOLDER, Store
 from experiments.study.variants import Variant, lines_at, plan_variants, run_variants
 from experiments.tasks import TASKS, Task
 from qexp._files import atomic_write

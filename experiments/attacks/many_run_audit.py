@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from experiments.attacks.bounds import clopper_pearson
+from experiments.lines import Lines
 from qexp import KroneckerCurvature, Schedule, epsilon, fine_tune
-from qexp._files import atomic_write
 from qexp._progress import progress_bar
 from qexp.bits import insecure_test_generator
 from qexp.models import MultilayerPerceptron, mlp
@@ -53,7 +53,9 @@ EPOCHS = 5
 BATCH_SIZE = 10
 LEARNING_RATE = 1.0
 RUNS_AT_ONCE = 500
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "attacks" / "many_run_audit.json"
+# What tells one audit from another.
+_NAMES = ("mechanism", "epsilon_claimed", "rounds", "runs", "seed")
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "attacks" / "many_run_audit.jsonl"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -256,6 +258,7 @@ def audit(
             and max(found["epsilon_lo"], found["epsilon_lo_gdp"]) <= target_epsilon
         )
     return {
+        "study": "many_run_audit",
         **_key(mechanism, runs, seed, target_epsilon, rounds),
         "delta": DELTA,
         "mu_claimed": claim,
@@ -272,14 +275,8 @@ def _key(
     mechanism: str, runs: int, seed: int, target_epsilon: float, rounds: int
 ) -> dict[str, Any]:
     private = mechanism == "qexp"
-    return {
-        "study": "many_run_audit",
-        "mechanism": mechanism,
-        "epsilon_claimed": target_epsilon if private else None,
-        "rounds": rounds if private else None,
-        "runs": runs,
-        "seed": seed,
-    }
+    claimed = (target_epsilon, rounds) if private else (None, None)
+    return dict(zip(_NAMES, (mechanism, *claimed, runs, seed), strict=True))
 
 
 def _clipping(scene: Scene) -> float:
@@ -314,19 +311,9 @@ def digits_scene() -> Scene:
     )
 
 
-def known(path: Path) -> list[dict[str, Any]]:
-    results: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else []
-    return results
-
-
-def keep(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps([*known(path), result], indent=1) + "\n"
-
-    def write(file: Any) -> None:
-        file.write(text.encode())
-
-    atomic_write(path, write)
+def lines_at(path: Path) -> Lines:
+    """Give the file of the audits' lines."""
+    return Lines(path, lambda line: tuple(line[name] or 0 for name in _NAMES))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -338,12 +325,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epsilon", type=float, default=8.0, help="qexp's claim (default 8)")
     parser.add_argument("--rounds", type=int, default=4, help="of qexp (default 4)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file to add to")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="JSON lines to add to"
+    )
     given = parser.parse_args(arguments)
     if given.runs < 4:
         parser.error(f"--runs is {given.runs}; it needs at least 4, two in each half")
     key = _key(given.mechanism, given.runs, given.seed, given.epsilon, given.rounds)
-    for result in known(given.results):
+    lines = lines_at(given.results)
+    for result in lines.read():
         if key.items() <= result.items():
             print(json.dumps(result))
             return
@@ -357,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rounds=given.rounds,
     )
     result["seconds"] = round(time.perf_counter() - start, 1)
-    keep(given.results, result)
+    lines.add(result)
     print(json.dumps(result))
 
 

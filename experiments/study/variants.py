@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.fine_tuning import planning_records
+from experiments.lines import Lines
 from experiments.study.cells import CHOSEN_ON, Cell, run_planned, task_at
 from experiments.study.methods import StudyMethod
-from experiments.study.results import Lines
 from experiments.tasks import Task
 from qexp._progress import progress_bar
 from qexp.planning._domains import make_shifts

@@ -185,16 +185,16 @@ def test_qexp_stays_below_its_claim(audit, scene, rounds):
 
 def test_an_audit_is_kept_and_not_run_again(audit, scene, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(audit, "digits_scene", lambda: scene)
-    path = tmp_path / "results" / "audit.json"
+    path = tmp_path / "results" / "audit.jsonl"
     for runs in ("40", "60"):
         audit.main(["sgd", "--runs", runs, "--results", str(path)])
-    kept = json.loads(path.read_text("utf-8"))
+    kept = audit.lines_at(path).read()
     assert [result["runs"] for result in kept] == [40, 60]
     monkeypatch.setattr(audit, "audit", lambda *_, **__: pytest.fail("run again"))
     capsys.readouterr()
     audit.main(["sgd", "--runs", "60", "--results", str(path)])
     assert json.loads(capsys.readouterr().out) == kept[1]
-    assert json.loads(path.read_text("utf-8")) == kept
+    assert audit.lines_at(path).read() == kept
 
 
 def test_too_few_runs_are_refused(audit, capsys):

@@ -325,9 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epsilon", type=float, default=8.0, help="qexp's claim (default 8)")
     parser.add_argument("--rounds", type=int, default=4, help="of qexp (default 4)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="JSON lines to add to"
-    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines to add to")
     given = parser.parse_args(arguments)
     if given.runs < 4:
         parser.error(f"--runs is {given.runs}; it needs at least 4, two in each half")

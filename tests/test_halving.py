@@ -69,6 +69,36 @@ def test_every_stage_and_surrogate_has_a_seed_of_its_own(trials):
     assert trials.seeds == [7, 1007, 1008, 2007, 2008, 2009]
 
 
+def test_finalists_are_tried_again_with_fresh_noise():
+    lucky, good, bad = "lucky", "good", "bad"
+    seeds = []
+
+    def tried(candidate, surrogate, seed):
+        seeds.append(seed)
+        first = seed < 1000
+        return {lucky: 3.0 if first else 0.0, good: 2.0, bad: 1.0}[candidate], float(first)
+
+    effort = Effort(2, ((None, 2, None),), refinements=0, finalists=2, repeats=3)
+    search = Halving(lambda *_: tried, effort, n_surrogates=2, n_records=9, seed=5)
+    search.run([bad, lucky, good])
+    assert search.ranked() == [lucky, good, bad]
+    seeds.clear()
+    search.settle()
+    assert search.ranked() == [good, lucky, bad]
+    assert seeds == [1005, 1006, 2005, 2006, 3005, 3006] * 2
+    assert search.outcomes[lucky].pairs == ((0.75, 0.25),) * 2
+    assert search.outcomes[good].mean == 2
+    assert search.outcomes[bad].pairs == ((1.0, 1.0),) * 2
+
+
+def test_without_repeats_nothing_is_settled(trials):
+    search = halving(trials)
+    search.run(range(4))
+    before = dict(search.outcomes)
+    search.settle()
+    assert search.outcomes == before
+
+
 def test_ties_keep_their_order(trials):
     search = halving(trials)
     search.run([GOAL + 1, GOAL - 1])

@@ -193,6 +193,17 @@ def test_a_plan_is_reproducible(digits, made):
     assert planned(digits, seed=1).describe() != made.describe()
 
 
+def test_full_effort_takes_more_surrogates_and_several_trials_of_the_best(digits):
+    made = planned(digits, effort="full")
+    assert made.schedule == GOOD
+    assert len(made.surrogates) == made.table[0]["surrogates"] == 5
+    # A mean of five trials' accuracies is no multiple of 1/m.
+    n_test = len(digits[1]) - 600
+    right = made.predicted_accuracy * 5 * n_test
+    assert right != pytest.approx(round(right), abs=1e-6)
+    assert right * 5 == pytest.approx(round(right * 5), abs=1e-6)
+
+
 def test_a_plan_describes_itself_in_json(made):
     described = json.loads(json.dumps(made.describe()))
     assert described["schedule"]["rounds"] == 8

@@ -7,6 +7,7 @@ optimization" (AISTATS 2016). qexp's schedules and its rivals' settings are chos
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -22,16 +23,35 @@ Try = Callable[[C, int, int], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Effort:
-    """How many surrogates; then stages of halving: (candidates, surrogates, records) at most."""
+    """How many trials.
+
+    Attributes
+    ----------
+    surrogates : int
+    stages : tuple of (int or None, int, int or None)
+        Candidates, surrogates and records at most.
+    refinements : int
+        How often what is near the best is tried.
+    finalists, repeats : int
+        So many of the best are tried so many times more at the end.
+    """
 
     surrogates: int
     stages: tuple[tuple[int | None, int, int | None], ...]
     refinements: int
+    finalists: int = 0
+    repeats: int = 0
 
 
 EFFORTS: Final = {
     "quick": Effort(3, ((None, 1, 500), (64, 3, 800), (24, 3, 2500), (8, 3, None)), 2),
-    "full": Effort(5, ((None, 2, 1000), (128, 5, 1500), (48, 5, 4000), (16, 5, None)), 3),
+    "full": Effort(
+        5,
+        ((None, 2, 1000), (128, 5, 1500), (48, 5, 4000), (16, 5, None)),
+        refinements=3,
+        finalists=12,
+        repeats=4,
+    ),
 }
 
 
@@ -49,10 +69,11 @@ class Outcome:
     Attributes
     ----------
     stage : int
+        Past the last one for finalists.
     records : int
         Simulated private records.
     pairs : tuple of (float, float)
-        Score and accuracy, one pair a surrogate.
+        Score and accuracy, one pair a surrogate; of a finalist, means over its trials.
     """
 
     stage: int
@@ -119,6 +140,27 @@ class Halving(Generic[C]):
             reached = {c for c, outcome in self.outcomes.items() if outcome.stage == last}
             self._try([candidate for candidate in near if candidate not in reached], last)
 
+    def settle(self) -> None:
+        """Try the best again with fresh noise.
+
+        Of many candidates that are alike, the first in a single trial is the luckiest.
+        """
+        finalists = self.ranked()[: self._effort.finalists]
+        seeds = [self._seed_of(len(self._effort.stages) + k) for k in range(self._effort.repeats)]
+        if not finalists or not seeds:
+            return
+        last = len(self._effort.stages)
+        surrogates, records, tried = self._prepared(last - 1)
+        with self._bar(finalists, "finalists", len(seeds)) as advance:
+            for candidate in finalists:
+                trials = [self.outcomes[candidate].pairs]
+                for seed in seeds:
+                    trials.append(tuple(tried(candidate, i, seed + i) for i in range(surrogates)))
+                    advance(self._work(candidate))
+                means = np.mean(trials, axis=0)
+                pairs = tuple((float(score), float(accuracy)) for score, accuracy in means)
+                self.outcomes[candidate] = Outcome(last, records, pairs)
+
     def ranked(self) -> list[C]:
         """Sort what was tried: those that got furthest first, the best of each stage first."""
 
@@ -131,16 +173,26 @@ class Halving(Generic[C]):
         return self.outcomes[candidate].mean
 
     def _try(self, candidates: Sequence[C], stage: int) -> None:
+        surrogates, records, tried = self._prepared(stage)
+        seed = self._seed_of(stage)
+        with self._bar(candidates, f"stage {stage + 1}") as advance:
+            for candidate in candidates:
+                pairs = tuple(tried(candidate, i, seed + i) for i in range(surrogates))
+                self.outcomes[candidate] = Outcome(stage, records, pairs)
+                advance(self._work(candidate))
+
+    def _prepared(self, stage: int) -> tuple[int, int, Try[C]]:
+        """Give the surrogates and records of a stage, and what tries a candidate on them."""
         _, most_surrogates, most_records = self._effort.stages[stage]
         surrogates = min(most_surrogates, self._n_surrogates)
         records = min(most_records or self._n_records, self._n_records)
-        tried = self._prepare(surrogates, records)
-        label = f"{self._what} of stage {stage + 1}"
-        total = sum(map(self._work, candidates))
-        with progress_bar(total, label, show=self._progress) as advance:
-            for candidate in candidates:
-                pairs = tuple(
-                    tried(candidate, i, self._seed + 1000 * stage + i) for i in range(surrogates)
-                )
-                self.outcomes[candidate] = Outcome(stage, records, pairs)
-                advance(self._work(candidate))
+        return surrogates, records, self._prepare(surrogates, records)
+
+    def _seed_of(self, stage: int) -> int:
+        return self._seed + 1000 * stage
+
+    def _bar(
+        self, candidates: Sequence[C], where: str, times: int = 1
+    ) -> AbstractContextManager[Callable[[int], None]]:
+        total = times * sum(map(self._work, candidates))
+        return progress_bar(total, f"{self._what} of {where}", show=self._progress)

@@ -95,7 +95,8 @@ def plan(
         ``score(model, X, y)``, larger for better. Losses that are not finite, and runs that
         diverge, rank last.
     effort : {"quick", "full"}
-        Three surrogates, or five and more trials on each.
+        Three surrogates, or five, more trials on each, and the best ones several times: where much
+        noise is to be added, a single trial picks the luckiest.
     seed : int
         Of shifts, splits and noise.
     progress : bool
@@ -175,6 +176,7 @@ def plan(
     halving.run(_hopeful(pool, simulation, budget))
     if candidates is None:
         halving.refine(lambda best: [(s, best[1]) for s in neighbours(best[0], rounds)])
+    halving.settle()
     tried = halving.ranked()
     discarded = [candidate for candidate in pool if candidate not in halving.outcomes]
     discarded.sort(key=simulation.noise_loss)

@@ -179,6 +179,7 @@ def plan_rival(
     halving.run(pool)
     if candidates is None:
         halving.refine(method.neighbours)
+    halving.settle()
     table = tuple(_row(settings, halving.outcomes[settings]) for settings in halving.ranked())
     best = table[0]
     return RivalPlan(

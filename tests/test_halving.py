@@ -5,7 +5,8 @@ import pytest
 from qexp.planning._halving import Effort, Halving
 
 GOAL = 70
-EFFORT = Effort(3, ((None, 1, 10), (8, 2, 40), (3, 3, None)), 2)
+STAGES = ((None, 1, 10), (8, 2, 40), (3, 3, None))
+EFFORT = Effort(3, STAGES, refinements=2, finalists=0, repeats=0)
 
 
 class Trials:

@@ -95,8 +95,7 @@ def plan(
         ``score(model, X, y)``, larger for better. Losses that are not finite, and runs that
         diverge, rank last.
     effort : {"quick", "full"}
-        Three surrogates, or five, more trials on each, and the best ones several times: where much
-        noise is to be added, a single trial picks the luckiest.
+        Three surrogates, or five and more trials on each.
     seed : int
         Of shifts, splits and noise.
     progress : bool
@@ -123,7 +122,8 @@ def plan(
     model, ρ the eigenvalues of H A⁻¹; and a path T η/(1-m) along which even the slope of the loss
     at the start saves too little leads nowhere. Then the rest is simulated, by successive halving
     (Jamieson and Talwalkar, AISTATS 2016): on one surrogate and few records first, the best ones
-    on all surrogates and more records.
+    on all surrogates and more records. What is near the best is tried then, and at the end the
+    best several times more: of many that are alike, a single noisy trial picks the luckiest.
 
     A draw moves the weights by -η A⁻¹ (mean clipped gradient + noise of c/(nμ)). Where m < n
     simulated private records are at hand, the mean is over those m, and the noise is that of n:

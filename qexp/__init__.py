@@ -19,17 +19,10 @@ from qexp.curvature import (
 from qexp.finetune import FineTuneInterrupted, FineTuneResult, RoundReport, Schedule, fine_tune
 from qexp.kronecker_srht import KroneckerSRHT
 from qexp.layered import DiagonalCurvature, KroneckerCurvature, LayeredCurvature
+from qexp.ledger import BudgetExceededError, PrivacyLedger, to_dp_event
 from qexp.ledger_file import SharedLedger
 from qexp.mechanism import sample_private_weights
-from qexp.privacy import (
-    BudgetExceededError,
-    PrivacyLedger,
-    calibrate_mu,
-    compose_mu,
-    delta,
-    epsilon,
-    to_dp_event,
-)
+from qexp.privacy import calibrate_mu, compose_mu, delta, epsilon
 from qexp.projections import SRHT, Basis, CoordinateMask, Identity, Projection
 from qexp.records import ArrayRecords, RecordSource
 from qexp.release import PrivateRelease

@@ -14,8 +14,9 @@ from qexp.bits import insecure_test_generator
 from qexp.curvature import Curvature
 from qexp.finetune import Schedule, fine_tune
 from qexp.layered import LayeredCurvature
+from qexp.ledger import PrivacyLedger
 from qexp.models import MultilayerPerceptron
-from qexp.privacy import PrivacyLedger, calibrate_mu, epsilon
+from qexp.privacy import calibrate_mu, epsilon
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin

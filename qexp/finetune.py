@@ -26,6 +26,7 @@ from qexp._progress import progress_bar
 from qexp.bits import BitGenerator
 from qexp.curvature import Curvature
 from qexp.layered import LayeredCurvature
+from qexp.ledger import BudgetExceededError, PrivacyLedger
 from qexp.mechanism import (
     _bit_generator,
     _check_dimensions,
@@ -37,13 +38,7 @@ from qexp.mechanism import (
     sharded_source,
     unit_of_privacy,
 )
-from qexp.privacy import (
-    BudgetExceededError,
-    PrivacyLedger,
-    calibrate_mu,
-    compose_mu,
-    epsilon,
-)
+from qexp.privacy import calibrate_mu, compose_mu, epsilon
 from qexp.private_curvature import input_moments, input_scales, refined_curvature
 from qexp.private_sum import Lattice, NoisySum, lattice_for
 from qexp.projections import Identity, Projection

@@ -46,18 +46,15 @@ from typing import Any, BinaryIO, Final
 
 from qexp import _checks
 from qexp._files import DamagedFileError, advice, atomic_write
-from qexp.privacy import (
-    LedgerEntry,
+from qexp._privacy_checks import (
     NeighboringRelation,
-    PrivacyLedger,
-    _check_delta,
-    _check_epsilon,
-    _check_mu,
-    _check_relation,
-    _square,
-    compose_mu,
-    delta,
+    check_delta,
+    check_epsilon,
+    check_mu,
+    check_relation,
 )
+from qexp.ledger import LedgerEntry, PrivacyLedger
+from qexp.privacy import compose_mu, delta, square
 
 __all__ = ["LedgerSummary", "OpenReservation", "SharedLedger", "read_ledger"]
 
@@ -167,22 +164,22 @@ class _Book:
         if kind == "budget":
             self._open_book(body)
         elif kind == "reserve":
-            mu, label = _check_mu(float.fromhex(body["mu"])), body["label"]
+            mu, label = check_mu(float.fromhex(body["mu"])), body["label"]
             if not isinstance(label, str) or not isinstance(body["holder"], str):
                 raise TypeError("its label or holder is no text")
-            self.reserved += _square(mu)
+            self.reserved += square(mu)
             self.open[self.lines] = OpenReservation(
                 number=self.lines, mu=mu, label=label, time=stamp, holder=body["holder"]
             )
-            if self.spent + self.reserved > _square(self.budget):
+            if self.spent + self.reserved > square(self.budget):
                 raise _Damage(f"line {self.lines} goes beyond the budget")
         elif kind == "resume":
             self.open[body["of"]] = replace(self.open[body["of"]], holder=str(body["holder"]))
         elif kind in ("charge", "cancel", "release"):
             held = self.open.pop(body["of"])
-            self.reserved -= _square(held.mu)
+            self.reserved -= square(held.mu)
             if kind == "charge":
-                self.spent += _square(held.mu)
+                self.spent += square(held.mu)
                 self.entries.append(LedgerEntry(held.mu, held.label, stamp))
         else:
             raise _Damage(f"line {self.lines} is of a kind that is not known, {kind!r}")
@@ -196,11 +193,11 @@ class _Book:
                 f"it is of format {body['format']!r}, version {body['version']!r}; this release "
                 f"reads version {_VERSION} of {_FORMAT!r}"
             )
-        self.relation = _check_relation(body["neighboring_relation"])
-        self.budget = _check_mu(float.fromhex(body["mu_budget"]))
+        self.relation = check_relation(body["neighboring_relation"])
+        self.budget = check_mu(float.fromhex(body["mu_budget"]))
         if body["target"] is not None:
             eps, target = (float.fromhex(value) for value in body["target"])
-            if delta(_check_epsilon(eps), self.budget) > _check_delta(target):
+            if delta(check_epsilon(eps), self.budget) > check_delta(target):
                 raise _Damage("its budget does not fit its target")
             self.target = eps, target
 

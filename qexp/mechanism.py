@@ -26,7 +26,8 @@ from qexp._progress import progress_bar
 from qexp.bits import BitGenerator, secure_generator
 from qexp.curvature import Curvature
 from qexp.kronecker_srht import KroneckerSRHT
-from qexp.privacy import PrivacyLedger, calibrate_mu
+from qexp.ledger import PrivacyLedger
+from qexp.privacy import calibrate_mu
 from qexp.private_sum import Lattice, NoisySum, WhitenedBlock, lattice_for, private_sum
 from qexp.projections import Identity, Projection
 from qexp.records import RecordSource, as_record_source

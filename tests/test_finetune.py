@@ -364,8 +364,8 @@ def at_round(function, number, error, *, after=False):
 PLACES = {
     "before the draw": (finetune, "private_step", False),
     "after the draw": (finetune, "private_step", True),
-    "before the charge": (qexp.privacy.Reservation, "commit", False),
-    "after the charge": (qexp.privacy.Reservation, "commit", True),
+    "before the charge": (qexp.ledger.Reservation, "commit", False),
+    "after the charge": (qexp.ledger.Reservation, "commit", True),
 }
 
 
@@ -524,7 +524,7 @@ ledger = (
     if os.path.exists(ledger_path)
     else qexp.PrivacyLedger(target_epsilon=2.0, target_delta=1e-5)
 )
-owners = {"private_step": finetune, "save_state": finetune, "commit": qexp.privacy.Reservation}
+owners = {"private_step": finetune, "save_state": finetune, "commit": qexp.ledger.Reservation}
 if dies_at != "never":
     calls = 0
     function = getattr(owners[dies_at], dies_at)

@@ -21,9 +21,9 @@ from qexp import finetune, ledger_file
 from qexp._files import DamagedFileError
 from qexp.bits import insecure_test_generator
 from qexp.finetune import Schedule, fine_tune
+from qexp.ledger import BudgetExceededError, PrivacyLedger
 from qexp.ledger_file import SharedLedger, read_ledger
 from qexp.models import mlp
-from qexp.privacy import BudgetExceededError, PrivacyLedger
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_it_adds_up_exactly_whatever_happens(tmp_path_factory, steps, budget):
 RACER = """
 import sys, numpy as np
 from qexp.ledger_file import SharedLedger
-from qexp.privacy import BudgetExceededError
+from qexp.ledger import BudgetExceededError
 ledger = SharedLedger(sys.argv[1])
 chance = np.random.default_rng(int(sys.argv[2]))
 sys.stdin.readline()

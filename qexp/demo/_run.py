@@ -16,6 +16,7 @@ from qexp import privacy
 from qexp._files import atomic_write
 from qexp._progress import progress_bar
 from qexp.demo._task import Task, draw
+from qexp.ledger import PrivacyLedger
 from qexp.release import PrivateRelease
 
 __all__ = ["Curve", "DemoResult", "run_demo"]
@@ -127,7 +128,7 @@ def run_demo(
     """
     if data not in get_args(DataName):
         raise ValueError(f"data is {data!r}; it needs to be one of {get_args(DataName)}")
-    ledger = privacy.PrivacyLedger(target_epsilon=epsilon, target_delta=delta)
+    ledger = PrivacyLedger(target_epsilon=epsilon, target_delta=delta)
     _require_extras(data, plot=plot)
     with _output_folder(Path(folder)) as target:
         task = _task(data, seed)

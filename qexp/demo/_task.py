@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from qexp.bits import BitGenerator
 from qexp.curvature import Curvature, DenseCurvature, IdentityCurvature
+from qexp.ledger import PrivacyLedger
 from qexp.measures import area_under_roc
 from qexp.mechanism import sample_private_weights
 from qexp.models import MultilayerPerceptron
-from qexp.privacy import PrivacyLedger
 from qexp.projections import Identity, Projection
 from qexp.release import PrivateRelease
 

@@ -6,7 +6,7 @@ import errno
 from enum import IntEnum
 
 from qexp._files import DamagedFileError
-from qexp.privacy import BudgetExceededError
+from qexp.ledger import BudgetExceededError
 
 __all__ = ["EXIT_CODES", "ExitCode", "exit_code"]
 

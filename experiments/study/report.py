@@ -145,13 +145,13 @@ def write(store: Store | None = None, docs: Path = DOCS) -> list[Path]:
 _HEAD: Final = """\
 # The study
 
-Every method on every task, at the same (ε, δ = 1e-5) under `replace_special`, mean over seeds ± half
-of its 95 % interval. Settings are planned on shifted public records by the same stages of trials:
-of qexp's grid of 800 schedules closed forms leave 100 to 650 to try, each rival tries all of its 90
-to 216. Noise comes from reproducible test generators. Written by `python -m experiments report` from
-`experiments/results`, which `python -m experiments all` fills. Poisson samples (DP-SGD, SPARTA) are
-accounted for by privacy loss distributions, all other methods exactly. Seconds are a run's, without
-planning. Tasks and budgets that are not here were not run yet."""
+Every method on every task, at the same (ε, δ = 1e-5) under `replace_special`, mean over seeds ±
+half of its 95 % interval. Settings are planned on shifted public records by the same stages of
+trials: of qexp's grid of 800 schedules closed forms leave 100 to 650 to try, each rival tries all
+of its 90 to 216. Noise comes from reproducible test generators. Written by `python -m experiments
+report` from `experiments/results`, which `python -m experiments all` fills. Poisson samples
+(DP-SGD, SPARTA) are accounted for by privacy loss distributions, all other methods exactly. Seconds
+are a run's, without planning. Tasks and budgets that are not here were not run yet."""
 
 
 def _table(task: str, found: list[Summary], figure: str | None) -> str:

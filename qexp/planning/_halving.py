@@ -39,12 +39,18 @@ class Effort:
     surrogates: int
     stages: tuple[tuple[int | None, int, int | None], ...]
     refinements: int
-    finalists: int = 0
-    repeats: int = 0
+    finalists: int
+    repeats: int
 
 
 EFFORTS: Final = {
-    "quick": Effort(3, ((None, 1, 500), (64, 3, 800), (24, 3, 2500), (8, 3, None)), 2),
+    "quick": Effort(
+        3,
+        ((None, 1, 500), (64, 3, 800), (24, 3, 2500), (8, 3, None)),
+        refinements=2,
+        finalists=8,
+        repeats=4,
+    ),
     "full": Effort(
         5,
         ((None, 2, 1000), (128, 5, 1500), (48, 5, 4000), (16, 5, None)),

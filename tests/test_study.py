@@ -359,3 +359,10 @@ def test_all_leaves_out_what_cannot_be_planned(monkeypatch):
     command_line.everything(["--tasks", "mimic_mortality"])
     assert set(seen[0]) == set(TASKS) - {"mimic_mortality"}
     assert seen[1] == ["mimic_mortality"]
+
+
+def test_the_kept_results_are_the_study_s():
+    lines = Store().all_lines()
+    assert {line["task"] for line in lines} <= set(TASKS)
+    assert {line["method"] for line in lines} <= set(METHODS)
+    assert report.summaries(lines)

@@ -17,8 +17,8 @@ are chosen on one half of them, and the bounds, each with 95 % confidence, are o
     sgd     minibatch gradient descent in random order, without clipping or noise: to be caught
     qexp    fine_tune as it is, noise from the reproducible test generator: to stay below its claim
 
-Results go to experiments/results/attacks, and what is there already is not run again. Needs the
-data sets (environment variable QEXP_DATA).
+Results go to experiments/results/many_run_audit.jsonl, and what is there already is not run again.
+Needs the data sets (environment variable QEXP_DATA).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ LEARNING_RATE = 1.0
 RUNS_AT_ONCE = 500
 # What tells one audit from another.
 _NAMES = ("mechanism", "epsilon_claimed", "rounds", "runs", "seed")
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "attacks" / "many_run_audit.jsonl"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "many_run_audit.jsonl"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

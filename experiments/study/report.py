@@ -151,7 +151,8 @@ trials: of qexp's grid of 800 schedules closed forms leave 100 to 650 to try, ea
 of its 90 to 216. Noise comes from reproducible test generators. Written by `python -m experiments
 report` from `experiments/results`, which `python -m experiments all` fills. Poisson samples
 (DP-SGD, SPARTA) are accounted for by privacy loss distributions, all other methods exactly. Seconds
-are a run's, without planning. Tasks and budgets that are not here were not run yet."""
+are a run's, without planning. Tasks and budgets that are not here were not run yet; `mnist_rotated`
+and `usps_to_mnist` were planned with a single trial of each finalist."""
 
 
 def _table(task: str, found: list[Summary], figure: str | None) -> str:

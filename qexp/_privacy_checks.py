@@ -36,13 +36,17 @@ def _real(value: object, name: str, allowed: str, advice: str) -> float:
     return number
 
 
-def check_epsilon(value: object, name: str = "epsilon", *, zero_allowed: bool = False) -> float:
+def _not_negative(value: object, name: str, advice: str, zero_allowed: bool) -> float:
     allowed = "finite and " + (">= 0" if zero_allowed else "> 0")
-    advice = "choose the privacy loss that you accept, for example 1.0"
     number = _real(value, name, allowed, advice)
     if number < 0 or (number == 0 and not zero_allowed):
         raise ValueError(f"{name} must be {allowed}, got {value!r}: {advice}")
     return number
+
+
+def check_epsilon(value: object, name: str = "epsilon", *, zero_allowed: bool = False) -> float:
+    advice = "choose the privacy loss that you accept, for example 1.0"
+    return _not_negative(value, name, advice, zero_allowed)
 
 
 def check_delta(value: object, name: str = "delta") -> float:
@@ -55,12 +59,8 @@ def check_delta(value: object, name: str = "delta") -> float:
 
 
 def check_mu(value: object, name: str = "mu", *, zero_allowed: bool = False) -> float:
-    allowed = "finite and " + (">= 0" if zero_allowed else "> 0")
     advice = "mu is (bound on one record) / (noise standard deviation); see calibrate_mu"
-    number = _real(value, name, allowed, advice)
-    if number < 0 or (number == 0 and not zero_allowed):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}: {advice}")
-    return number
+    return _not_negative(value, name, advice, zero_allowed)
 
 
 def check_relation(value: object) -> NeighboringRelation:

@@ -66,8 +66,8 @@ def everything(argv: list[str]) -> None:
         metavar="TASK",
         choices=sorted(TASKS),
         default=[task for task in sorted(TASKS) if task not in _UNPLANNED],
-        help=f"of {', '.join(sorted(TASKS))}; default: all but mimic_mortality, whose open sample "
-        "is too small to plan with",
+        help=f"of {', '.join(sorted(TASKS))}; default: all but {', '.join(_UNPLANNED)}, whose open "
+        "sample is too small to plan with",
     )
     parser.add_argument(
         "--methods",

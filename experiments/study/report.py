@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from experiments.study.reasons import NOT_FOUND, REASONS
+from experiments.study.reasons import NOT_FOUND, PLANS, REASONS
 from experiments.study.results import Store
 from qexp._files import atomic_write
 
@@ -232,10 +232,7 @@ def _verdicts(found: list[Summary]) -> str:
         "is by the differences seed by seed, and a cell is tied where their 95 % interval "
         "(Student's) holds 0. The rival is chosen by the same figures, which favours it.",
         "",
-        "That every plan tries its finalists several times was judged on public intensive-care "
-        "stays alone, moved from surgical to medical units: of ten plans of qexp nine got better "
-        "or stayed. It went into the plans of all methods after the test figures of four cells "
-        "that were lost without it had been seen.",
+        PLANS,
     ]
     for title, cells in rows.items():
         if cells:

@@ -20,6 +20,7 @@ _PRIVATE_SHARE: Final = 0.6
 def public_records(
     model: Any, X_public: ArrayLike, y_public: ArrayLike
 ) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Give the records in the model's dtype, and their labels, if they can be planned with."""
     X, y = np.asarray(X_public), np.asarray(y_public)
     if X.ndim != 2 or y.shape != (len(X),):
         raise ValueError(

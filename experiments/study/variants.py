@@ -19,9 +19,7 @@ from experiments.study.cells import CHOSEN_ON, Cell, run_planned, task_at
 from experiments.study.methods import StudyMethod
 from experiments.tasks import Task
 from qexp._progress import progress_bar
-from qexp.planning._domains import make_shifts
-from qexp.planning._halving import named_effort
-from qexp.planning._scorer import Scorer
+from qexp.planning._domains import public_domains
 
 __all__ = ["Variant", "lines_at", "plan_variants", "run_variants"]
 
@@ -134,16 +132,13 @@ def _of(
 
 def _with_shifts(task: Task, effort: str) -> Task:
     """Draw the shifts of planning once for all variants: finding them takes as long as a plan."""
-    model, X, y = planning_records(task)
-    shifts = make_shifts(
-        task.planning_surrogates or task.surrogate,
-        model,
-        X,
-        y,
-        task.image_shape,
-        task.planning_group,
-        named_effort(effort).surrogates,
-        0,
-        Scorer(task.metric, y),
+    public = public_domains(
+        *planning_records(task),
+        surrogate=task.planning_surrogates or task.surrogate,
+        image_shape=task.image_shape,
+        public_group=task.planning_group,
+        score=task.metric,
+        effort=effort,
+        seed=0,
     )
-    return replace(task, planning_surrogates=shifts)
+    return replace(task, planning_surrogates=public.shifts)

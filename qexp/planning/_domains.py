@@ -3,21 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qexp.planning._scorer import Scorer
+from qexp.planning._halving import Effort, named_effort
+from qexp.planning._scorer import Score, Scorer
 from qexp.surrogates import Surrogate, image_surrogates, table_surrogates
 
-__all__ = ["make_shifts", "public_records", "split_shifted"]
+__all__ = ["PublicDomains", "public_domains", "split_shifted"]
 
 _MOST_TEST_RECORDS: Final = 4000
 _PRIVATE_SHARE: Final = 0.6
 
 
-def public_records(
+@dataclass(frozen=True, eq=False)
+class PublicDomains:
+    """What a plan is made on.
+
+    Attributes
+    ----------
+    X, y : array
+        Public records in the model's dtype, and their labels.
+    scorer : Scorer
+    effort : Effort
+    shifts : list of Surrogate
+        What makes a private domain of those records.
+    """
+
+    X: NDArray[Any]
+    y: NDArray[Any]
+    scorer: Scorer
+    effort: Effort
+    shifts: list[Surrogate]
+
+
+def public_domains(
+    model: Any,
+    X_public: ArrayLike,
+    y_public: ArrayLike,
+    *,
+    surrogate: str | Surrogate | Sequence[Surrogate],
+    image_shape: tuple[int, int] | None,
+    public_group: ArrayLike | None,
+    score: Score,
+    effort: str,
+    seed: int,
+) -> PublicDomains:
+    """Check what :func:`qexp.planning.plan` and its like are given, and draw the shifts."""
+    X, y = _records(model, X_public, y_public)
+    budget, scorer = named_effort(effort), Scorer(score, y)
+    shifts = _shifts(
+        surrogate, model, X, y, image_shape, public_group, budget.surrogates, seed, scorer
+    )
+    return PublicDomains(X, y, scorer, budget, shifts)
+
+
+def _records(
     model: Any, X_public: ArrayLike, y_public: ArrayLike
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Give the records in the model's dtype, and their labels, if they can be planned with."""
@@ -37,7 +81,7 @@ def public_records(
     return X, y
 
 
-def make_shifts(
+def _shifts(
     surrogate: str | Surrogate | Sequence[Surrogate],
     model: Any,
     X: NDArray[Any],

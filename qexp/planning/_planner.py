@@ -16,11 +16,11 @@ from numpy.typing import ArrayLike
 
 from qexp import _checks
 from qexp.finetune import Schedule
-from qexp.planning._domains import make_shifts, public_records
+from qexp.planning._domains import public_domains
 from qexp.planning._grid import candidate_schedules, neighbours
-from qexp.planning._halving import Effort, Halving, Outcome, named_effort
+from qexp.planning._halving import Effort, Halving, Outcome
 from qexp.planning._plan import Plan
-from qexp.planning._scorer import Score, Scorer
+from qexp.planning._scorer import Score
 from qexp.planning._simulation import Candidate, Simulation, figures
 from qexp.planning._trials import Maker
 from qexp.privacy import calibrate_mu
@@ -136,25 +136,20 @@ def plan(
     ...                  target_epsilon=1.0, target_delta=1e-5)  # doctest: +SKIP
     >>> plan.schedule  # doctest: +SKIP
     """
-    X, y = public_records(model, X_public, y_public)
     n = _checks.count(n_records, "n_records")
     noise = 1 / (n * calibrate_mu(target_epsilon, target_delta))
-    budget = named_effort(effort)
-    scorer = Scorer(score, y)
-    shifts = make_shifts(
-        surrogate,
+    public = public_domains(
         model,
-        X,
-        y,
-        image_shape,
-        public_group,
-        budget.surrogates,
-        seed,
-        scorer,
+        X_public,
+        y_public,
+        surrogate=surrogate,
+        image_shape=image_shape,
+        public_group=public_group,
+        score=score,
+        effort=effort,
+        seed=seed,
     )
-    simulation = Simulation(
-        model, X, y, shifts, n, noise, target_delta, curvature, n_components, seed, scorer
-    )
+    simulation = Simulation(model, public, n, noise, target_delta, curvature, n_components, seed)
     grid = candidate_schedules(rounds) if candidates is None else list(candidates)
     if candidates is None:
         grid = [replace(s, curvature_share=share) for share in curvature_shares for s in grid]
@@ -165,15 +160,15 @@ def plan(
     pool = [(schedule, k) for schedule in grid for k in simulation.domains]
     halving = Halving(
         simulation.tries,
-        budget,
-        n_surrogates=len(shifts),
+        public.effort,
+        n_surrogates=len(public.shifts),
         n_records=n,
         seed=seed,
         work=lambda candidate: candidate[0].rounds,
         what="rounds",
         progress=progress,
     )
-    halving.run(_hopeful(pool, simulation, budget))
+    halving.run(_hopeful(pool, simulation, public.effort))
     if candidates is None:
         halving.refine(lambda best: [(s, best[1]) for s in neighbours(best[0], rounds)])
     halving.settle()
@@ -188,13 +183,13 @@ def plan(
         predicted_accuracy=table[0]["accuracy_mean"],
         predicted_deviation=table[0]["accuracy_std"],
         accuracy_before=simulation.before,
-        score=scorer.name,
+        score=public.scorer.name,
         predicted_score=table[0]["score_mean"],
         score_before=simulation.score_before,
         target_epsilon=float(target_epsilon),
         target_delta=float(target_delta),
         n_records=n,
-        surrogates=tuple(str(shift) for shift in shifts),
+        surrogates=tuple(str(shift) for shift in public.shifts),
         table=table,
         curve=simulation.curve(best, halving.outcomes[best].pairs, float(target_epsilon)),
     )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qexp.finetune import Schedule
-from qexp.planning._domains import split_shifted
+from qexp.planning._domains import PublicDomains, split_shifted
 from qexp.planning._halving import Try
 from qexp.planning._scorer import Scorer
 from qexp.planning._trials import Maker, Trial, make_trials
@@ -36,24 +36,21 @@ class Simulation:
     def __init__(
         self,
         model: Any,
-        X: NDArray[Any],
-        y: NDArray[Any],
-        shifts: Sequence[Surrogate],
+        public: PublicDomains,
         n_records: int,
         noise: float,
         delta: float,
         curvature: Literal["kronecker", "dense"] | Maker,
         n_components: Sequence[int],
         seed: int,
-        scorer: Scorer,
     ) -> None:
-        self.scorer = scorer
+        self.scorer = scorer = public.scorer
         self.noise, self.delta, self.seed, self.n_records = noise, delta, seed, n_records
         self.domains: dict[int | None, list[_Shifted]] = {}
-        for k, trial in make_trials(model, X, curvature, n_components, delta):
+        for k, trial in make_trials(model, public.X, curvature, n_components, delta):
             self.domains[k] = [
-                _simulated(model, shift, X, y, trial, n_records, seed + i)
-                for i, shift in enumerate(shifts)
+                _simulated(model, shift, public.X, public.y, trial, n_records, seed + i)
+                for i, shift in enumerate(public.shifts)
             ]
         first = next(iter(self.domains.values()))
         self.before = float(np.mean([domain.before for domain in first]))

@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks
 from qexp.models import MultilayerPerceptron
-from qexp.planning._domains import make_shifts, public_records, split_shifted
-from qexp.planning._halving import Halving, Outcome, Try, named_effort
-from qexp.planning._scorer import Score, Scorer
+from qexp.planning._domains import PublicDomains, public_domains, split_shifted
+from qexp.planning._halving import Halving, Outcome, Try
+from qexp.planning._scorer import Score
 from qexp.rivals._accounting import Target
 from qexp.rivals._boundary import SimulatedBoundary
 from qexp.rivals._descent import model_at
@@ -143,10 +143,8 @@ def plan_rival(
     """
     if not isinstance(method, Method):
         raise TypeError(f"method is a {type(method).__name__}; it needs one of qexp.rivals.METHODS")
-    X, y = public_records(model, X_public, y_public)
     n = _checks.count(n_records, "n_records")
     target = Target(float(target_epsilon), float(target_delta), neighboring_relation)
-    budget = named_effort(effort)
     pool = list(dict.fromkeys(method.candidates() if candidates is None else candidates))
     if not pool or not all(isinstance(s, method.settings_type) for s in pool):
         raise TypeError(
@@ -155,23 +153,22 @@ def plan_rival(
     if trials is not None and _checks.count(trials, "trials") < len(pool):
         kept = np.random.default_rng(seed).permutation(len(pool))[:trials]
         pool = [pool[i] for i in sorted(kept)]
-    scorer = Scorer(score, y)
-    shifts = make_shifts(
-        surrogate,
+    public = public_domains(
         model,
-        X,
-        y,
-        image_shape,
-        public_group,
-        budget.surrogates,
-        seed,
-        scorer,
+        X_public,
+        y_public,
+        surrogate=surrogate,
+        image_shape=image_shape,
+        public_group=public_group,
+        score=score,
+        effort=effort,
+        seed=seed,
     )
-    simulation = _Simulation(method, model, PublicData(X, y), shifts, n, target, scorer, seed)
+    simulation = _Simulation(method, model, public, n, target, seed)
     halving: Halving[Any] = Halving(
         simulation.tries,
-        budget,
-        n_surrogates=len(shifts),
+        public.effort,
+        n_surrogates=len(public.shifts),
         n_records=n,
         seed=seed,
         progress=progress,
@@ -188,12 +185,12 @@ def plan_rival(
         predicted_accuracy=best["accuracy_mean"],
         predicted_deviation=best["accuracy_std"],
         accuracy_before=simulation.before,
-        score=scorer.name,
+        score=public.scorer.name,
         predicted_score=best["score_mean"],
         target_epsilon=target.epsilon,
         target_delta=target.delta,
         n_records=n,
-        surrogates=tuple(str(shift) for shift in shifts),
+        surrogates=tuple(str(shift) for shift in public.shifts),
         table=table,
     )
 
@@ -218,19 +215,17 @@ class _Simulation:
         self,
         method: Method[Any],
         model: Any,
-        public: PublicData,
-        shifts: Sequence[Surrogate],
+        public: PublicDomains,
         n_records: int,
         target: Target,
-        scorer: Scorer,
         seed: int,
     ) -> None:
-        self.scorer = scorer
-        self.method, self.model, self.public = method, model, public
+        self.scorer = public.scorer
+        self.method, self.model, self.public = method, model, PublicData(public.X, public.y)
         self.n_records, self.target, self.seed = n_records, target, seed
         self.domains = [
             split_shifted(shift, public.X, public.y, n_records, seed + i)
-            for i, shift in enumerate(shifts)
+            for i, shift in enumerate(public.shifts)
         ]
         self.before = float(
             np.mean([model.score(X_test, y_test) for _, _, X_test, y_test in self.domains])

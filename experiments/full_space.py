@@ -31,7 +31,9 @@ def private_model(
     task: Task, schedule: Schedule, epsilon: float, seed: int
 ) -> MultilayerPerceptron:
     """Fine-tune on the private records."""
-    return fine_tuned(task, schedule, epsilon=epsilon, delta=DELTA, seed=seed).model
+    result = fine_tuned(task, schedule, epsilon=epsilon, delta=DELTA, seed=seed)
+    model: MultilayerPerceptron = result.model
+    return model
 
 
 def best_of_grid(task: Task, epsilon: float, rounds: int | None) -> Schedule:

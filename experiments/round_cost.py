@@ -6,13 +6,18 @@ Both use the same compiled forward and backward passes, interleaved in one proce
     python -m experiments.round_cost --large    # two layers, 10^7 weights, peak memory
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import resource
 import statistics
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import qexp
 from qexp.models import mlp
@@ -21,13 +26,15 @@ from qexp.models import mlp
 class SyntheticFactors:
     """Random activations and derivatives of linear layers, made block by block."""
 
-    def __init__(self, layer_shapes, n_records, block_size=128):
+    def __init__(
+        self, layer_shapes: Sequence[tuple[int, int]], n_records: int, block_size: int = 128
+    ) -> None:
         self.layer_shapes = layer_shapes
         self.n_records = n_records
         self.n_parameters = sum(out * inp for out, inp in layer_shapes)
         self._block_size = block_size
 
-    def factor_blocks(self):
+    def factor_blocks(self) -> Iterator[list[tuple[NDArray[np.float32], NDArray[np.float32]]]]:
         generator = np.random.default_rng(0)
         for start in range(0, self.n_records, self._block_size):
             m = min(self._block_size, self.n_records - start)
@@ -39,11 +46,11 @@ class SyntheticFactors:
                 for out, inp in self.layer_shapes
             ]
 
-    def blocks(self):
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
         raise RuntimeError("rows of 10^7 entries are not meant to be formed")
 
 
-def full_batch_gradient(source):
+def full_batch_gradient(source: Any) -> list[NDArray[np.float32]]:
     total = [np.zeros(shape, np.float32) for shape in source.layer_shapes]
     for factors in source.factor_blocks():
         for sum_, (inputs, deltas) in zip(total, factors, strict=True):
@@ -51,7 +58,7 @@ def full_batch_gradient(source):
     return total
 
 
-def draw(weights, source, curvature):
+def draw(weights: NDArray[Any], source: Any, curvature: qexp.Curvature) -> qexp.PrivateRelease:
     return qexp.sample_private_weights(
         weights,
         source,
@@ -62,14 +69,14 @@ def draw(weights, source, curvature):
     )
 
 
-def small(repetitions):
+def small(repetitions: int) -> dict[str, float]:
     generator = np.random.default_rng(0)
     X = generator.random((7291, 256), dtype=np.float32)
     y = generator.integers(0, 10, 7291)
     model = mlp((256, 64, 10), seed=0)
     curvature = qexp.KroneckerCurvature.from_model(model, X, damping=1e-2)
     source = model.gradient_blocks(X, y)
-    times = {"gradient": [], "round": []}
+    times: dict[str, list[float]] = {"gradient": [], "round": []}
     for _ in range(repetitions):
         for name, run in (
             ("gradient", lambda: full_batch_gradient(source)),
@@ -88,7 +95,7 @@ def small(repetitions):
     }
 
 
-def large():
+def large() -> dict[str, float]:
     shapes = ((2500, 2001), (2000, 2501))
     curvature = qexp.KroneckerCurvature.from_factors(
         SyntheticFactors(shapes, 4096).factor_blocks(),
@@ -107,8 +114,8 @@ def large():
     }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--large", action="store_true", help="two layers with 10^7 weights")
     parser.add_argument("--repetitions", type=int, default=15)
     arguments = parser.parse_args()

@@ -160,7 +160,8 @@ def tuned(
         rng=insecure_test_generator(seed),
         on_round=on_round,
     )
-    return result.model
+    tuned: TorchModel = result.model
+    return tuned
 
 
 def surrogates(data: Digits) -> dict[str, Digits]:

@@ -45,7 +45,7 @@ def _sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def _write_and_replace(target: str, write: Callable[[BinaryIO], None]) -> None:
+def _write_and_replace(target: str, write: Callable[[BinaryIO], object]) -> None:
     """Write a temporary file beside ``target``, then rename it over ``target``."""
     if os.path.isdir(target):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -68,7 +68,7 @@ def _write_and_replace(target: str, write: Callable[[BinaryIO], None]) -> None:
     _sync_folder(folder)
 
 
-def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
     """Write a file so that a reader finds the old or the new content, never a part.
 
     The content goes to a temporary file in the same folder, which is synced to disk and then

@@ -297,7 +297,8 @@ def digits_scene() -> Scene:
     first = model.weights[:cut].reshape(n_hidden, n_features + 1)
 
     def hidden(X: NDArray[Any]) -> NDArray[np.float32]:
-        return np.tanh(X @ first[:, :-1].T + first[:, -1]).astype(np.float32)
+        features: NDArray[np.float32] = np.tanh(X @ first[:, :-1].T + first[:, -1])
+        return features.astype(np.float32, copy=False)
 
     y = task.y_private[:N_RECORDS].astype(np.int64)
     y[-1] = (y[-1] + 1 + np.random.default_rng(0).integers(n_classes - 1)) % n_classes

@@ -69,7 +69,8 @@ def run_all(
     # Spawned, so that no thread of BLAS is forked.
     context = multiprocessing.get_context("spawn")
     done_cells = context.SimpleQueue()
-    waiting, running, failed = groups[::-1], [], 0
+    waiting, failed = groups[::-1], 0
+    running: list[Any] = []
     with progress_bar(sum(group.n_cells for group in groups), "cells", show=True) as advance:
         try:
             while waiting or running:

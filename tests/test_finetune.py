@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qexp
-from qexp import finetune
 from qexp.bits import insecure_test_generator
-from qexp.finetune import FineTuneInterrupted, Schedule, fine_tune
+from qexp.finetune import FineTuneInterrupted, Schedule, _job, fine_tune
 from qexp.models import mlp
 
 TARGET = {"target_epsilon": 2.0, "target_delta": 1e-5}
@@ -71,7 +70,7 @@ def test_one_round_gives_the_bits_of_a_single_draw(task):
     mu=st.floats(0.01, 5),
 )
 def test_the_rounds_claims_compose_to_at_most_mu_and_hardly_less(shares, mu):
-    lattices = finetune._lattices(plan(len(shares), budget=tuple(shares)), mu, 1000)
+    lattices = _job._lattices(plan(len(shares), budget=tuple(shares)), mu, 1000)
     squares = sum(Fraction(lattice.mu) ** 2 for lattice in lattices)
     assert squares <= Fraction(mu) ** 2
     assert math.sqrt(squares) >= mu * (1 - 1e-6)
@@ -83,7 +82,7 @@ def test_a_share_whose_root_is_rounded_up_to_the_lattice_does_not_overspend():
     mu = float.fromhex("0x1.6a09e667f3bccp-2")  # The largest number below √2/4.
     assert mu * math.sqrt(0.5) == 0.25
     assert 2 * Fraction(1, 16) > Fraction(mu) ** 2
-    lattices = finetune._lattices(plan(2), mu, 1000)
+    lattices = _job._lattices(plan(2), mu, 1000)
     assert lattices[0].mu < 0.25
     assert sum(Fraction(lattice.mu) ** 2 for lattice in lattices) <= Fraction(mu) ** 2
 
@@ -142,11 +141,11 @@ def by_hand(task, schedule, curvatures=None):
     for t in range(1, schedule.rounds + 1):
         current = model if t == 1 else model.with_weights(theta.astype(np.float32))
         source = current.gradient_blocks(X, y)
-        step, _ = finetune.private_step(
+        step, _ = _job.private_step(
             source,
             projection=qexp.Identity(len(theta)),
             curvature=curvature if curvatures is None else curvatures(current),
-            lattice=finetune.lattice_for(mu / math.sqrt(schedule.rounds), 3.0, len(X)),
+            lattice=_job.lattice_for(mu / math.sqrt(schedule.rounds), 3.0, len(X)),
             step_size=schedule.step_size,
             bits=rng.spawn(t),
             ledger=None,
@@ -362,8 +361,8 @@ def at_round(function, number, error, *, after=False):
 
 
 PLACES = {
-    "before the draw": (finetune, "private_step", False),
-    "after the draw": (finetune, "private_step", True),
+    "before the draw": (_job, "private_step", False),
+    "after the draw": (_job, "private_step", True),
     "before the charge": (qexp.ledger.Reservation, "commit", False),
     "after the charge": (qexp.ledger.Reservation, "commit", True),
 }
@@ -389,9 +388,7 @@ def test_an_interruption_keeps_what_was_paid_for_and_nothing_else(task, monkeypa
 
 
 def test_an_interruption_before_anything_was_paid_for_is_a_plain_one(task, monkeypatch):
-    monkeypatch.setattr(
-        finetune, "private_step", at_round(finetune.private_step, 1, KeyboardInterrupt())
-    )
+    monkeypatch.setattr(_job, "private_step", at_round(_job.private_step, 1, KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt) as caught:
         tune(task)
     assert not isinstance(caught.value, FineTuneInterrupted)
@@ -441,14 +438,14 @@ class Owner:
 
 CRASHES = {
     **PLACES,
-    "before the save": (finetune, "save_state", False),
-    "after the save": (finetune, "save_state", True),
+    "before the save": (_job, "save_state", False),
+    "after the save": (_job, "save_state", True),
     "before the file is replaced": (qexp._files.os, "replace", False),
     "after the file was replaced": (qexp._files.os, "replace", True),
     "before the ledger is saved": (qexp.PrivacyLedger, "save", False),
     "after the ledger was saved": (qexp.PrivacyLedger, "save", True),
-    "while the checkpoint is read": (finetune, "load_state", True),
-    "while the curvature is checked": (finetune, "_check_dimensions", True),
+    "while the checkpoint is read": (_job, "load_state", True),
+    "while the curvature is checked": (_job, "_check_dimensions", True),
 }
 FULL = {"momentum": 0.5, "averaging": 0.5}
 # Both make four draws.
@@ -512,6 +509,7 @@ import numpy as np
 import qexp
 from qexp import finetune
 from qexp.bits import insecure_test_generator
+from qexp.finetune import _job
 
 checkpoint, ledger_path, rounds, dies_at, number = sys.argv[1:]
 generator = np.random.default_rng(0)
@@ -524,7 +522,7 @@ ledger = (
     if os.path.exists(ledger_path)
     else qexp.PrivacyLedger(target_epsilon=2.0, target_delta=1e-5)
 )
-owners = {"private_step": finetune, "save_state": finetune, "commit": qexp.ledger.Reservation}
+owners = {"private_step": _job, "save_state": _job, "commit": qexp.ledger.Reservation}
 if dies_at != "never":
     calls = 0
     function = getattr(owners[dies_at], dies_at)
@@ -606,7 +604,7 @@ def stopped_after(rounds_done):
 def test_a_finished_job_gives_its_result_again_for_nothing(task, tmp_path, monkeypatch):
     ledger = qexp.PrivacyLedger(**TARGET)
     first = tune(task, checkpoint=tmp_path / "job.npz", ledger=ledger)
-    monkeypatch.delattr(finetune, "private_step")
+    monkeypatch.delattr(_job, "private_step")
     again = tune(task, checkpoint=tmp_path / "job.npz", ledger=ledger)
     assert again.stopped_because == "finished"
     assert np.array_equal(again.release.weights, first.release.weights)
@@ -715,7 +713,7 @@ def test_a_checkpoint_that_cannot_be_written_fails_before_the_first_draw(task, t
 def test_a_round_that_could_not_be_saved_costs_nothing(task, tmp_path, monkeypatch):
     ledger, reports = qexp.PrivacyLedger(**TARGET), []
     full = OSError(28, "No space left on device")
-    monkeypatch.setattr(finetune, "save_state", at_round(finetune.save_state, 3, full))
+    monkeypatch.setattr(_job, "save_state", at_round(_job.save_state, 3, full))
     with pytest.raises(OSError, match="No space left"):
         tune(task, checkpoint=tmp_path / "job.npz", ledger=ledger, on_round=reports.append)
     assert len(ledger.entries) == len(reports) == 1

@@ -621,7 +621,7 @@ def test_damaged_files_have_an_exit_code_of_their_own(folder, capsys):
 
 
 def test_a_busy_checkpoint_has_an_exit_code_of_its_own(folder, capsys):
-    from qexp._checkpoint import locked
+    from qexp.finetune._checkpoint import locked
 
     path = write(folder)
     (folder / "out").mkdir()

@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import qexp
-from qexp import finetune, ledger_file
+from qexp import ledger_file
 from qexp._files import DamagedFileError
 from qexp.bits import insecure_test_generator
-from qexp.finetune import Schedule, fine_tune
+from qexp.finetune import Schedule, _job, fine_tune
 from qexp.ledger import BudgetExceededError, PrivacyLedger
 from qexp.ledger_file import SharedLedger, read_ledger
 from qexp.models import mlp
@@ -573,7 +573,7 @@ def test_a_job_killed_anywhere_pays_every_round_once(
     expected = tune(task, tmp_path / "whole", None)
     mu = expected.release.mu if exact_budget else 5.0
     ledger = SharedLedger.create(tmp_path / "ledger", mu_budget=mu)
-    owner = SharedLedger if "_pay" in place else finetune
+    owner = SharedLedger if "_pay" in place else _job
     name = place.removeprefix("after ")
     work, calls = getattr(owner, name), 0
 

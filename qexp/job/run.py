@@ -1,8 +1,8 @@
 """Running a job: open, plan, fine-tune in rounds that are saved and paid for, write the outputs.
 
 The output folder holds, beside the outputs, all that a later ``--resume`` needs: the checkpoint,
-which pays for no round twice (see :mod:`qexp._checkpoint`), and the plan, so that the schedule
-stays the same. Every file is the old one or the new one, whole.
+which pays for no round twice (see :mod:`qexp.finetune._checkpoint`), and the plan, so that the
+schedule stays the same. Every file is the old one or the new one, whole.
 """
 
 from __future__ import annotations

@@ -1,18 +1,13 @@
-"""Fine-tuning in rounds: every draw starts where the last one ended.
-
-A round is one exact private draw around the current weights, with a share of the budget; rounds
-compose to μ = √Σ μ_t² (Dong, Roth and Su 2022, Corollary 2), and whatever was released before may
-shape the next one. Momentum, averaging and shrinkage work on released values and are free.
-"""
+"""The rounds of one fine-tuning: drawn, paid for, saved, and followed by other ranks."""
 
 from __future__ import annotations
 
 import math
 import os
 import secrets
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Final, Literal, Protocol
 
@@ -20,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qexp import _checks, _config
-from qexp._checkpoint import FineTuneState, load_state, locked, save_state
-from qexp._communicator import Communicator, SingleProcess
+from qexp._communicator import Communicator
 from qexp._progress import progress_bar
 from qexp.bits import BitGenerator
 from qexp.curvature import Curvature
+from qexp.finetune._checkpoint import FineTuneState, load_state, save_state
+from qexp.finetune._result import FineTuneResult, RoundReport, StopReason
+from qexp.finetune._schedule import Schedule
 from qexp.layered import LayeredCurvature
 from qexp.ledger import BudgetExceededError, PrivacyLedger
 from qexp.mechanism import (
@@ -46,15 +43,8 @@ from qexp.records import as_record_source, per_user
 from qexp.release import PrivateRelease
 from qexp.shrinkage import james_stein
 
-__all__ = [
-    "FineTuneInterrupted",
-    "FineTuneResult",
-    "RoundReport",
-    "Schedule",
-    "fine_tune",
-]
+__all__ = ["Job", "Shrinkage", "TunableModel"]
 
-StopReason = Literal["finished", "ledger empty", "interrupted", "diverged"]
 Shrinkage = Literal["none", "last", "last_whole"]
 _SHRINKAGES: Final = ("none", "last", "last_whole")
 _SHRINK_BUDGET: Final = 1 - 2.0**-50
@@ -77,316 +67,7 @@ class TunableModel(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Settings of a fine-tuning in rounds: all public.
-
-    Attributes
-    ----------
-    rounds : int
-        T, number of draws.
-    clipping_norm : float
-        c, in whitened units.
-    step_size : float
-        η of every round.
-    damping : float
-        λ of the curvature. :func:`fine_tune` gets its curvature ready made; this is what whoever
-        makes it reads.
-    momentum : float
-        m in [0, 1): v ← m·v + step, θ ← θ + v.
-    averaging : float
-        Share of the last rounds, in [0, 1], whose weights are averaged, rounded to whole rounds
-        and at least one; 0 releases the last weights.
-    refresh_curvature : bool
-        Make the curvature anew at every round's weights. Needs a curvature function.
-    budget : tuple of float, optional
-        μ² of each round, up to a common factor. Default: all rounds alike.
-    curvature_share : float
-        Share of μ², in [0, 1), that is spent before the first round on private curvature
-        (:mod:`qexp.private_curvature`); the rounds share the rest.
-    """
-
-    rounds: int
-    clipping_norm: float
-    step_size: float
-    damping: float
-    momentum: float = 0.0
-    averaging: float = 0.0
-    refresh_curvature: bool = False
-    budget: tuple[float, ...] | None = None
-    curvature_share: float = 0.0
-
-    def __post_init__(self) -> None:
-        def put(name: str, value: object) -> None:
-            object.__setattr__(self, name, value)
-
-        put("rounds", _checks.count(self.rounds, "rounds"))
-        for name in ("clipping_norm", "step_size", "damping"):
-            put(name, _checks.positive(getattr(self, name), name))
-        for name in ("momentum", "averaging", "curvature_share"):
-            put(name, _checks.positive(getattr(self, name), name, zero_allowed=True))
-        if self.momentum >= 1:
-            raise ValueError(f"momentum is {self.momentum}; it needs a number in [0, 1)")
-        if self.curvature_share >= 1:
-            raise ValueError(
-                f"curvature_share is {self.curvature_share}; it needs a share in [0, 1), which "
-                "leaves some of the budget to the rounds"
-            )
-        if self.averaging > 1:
-            raise ValueError(f"averaging is {self.averaging}; it needs a share in [0, 1]")
-        if not isinstance(self.refresh_curvature, bool):
-            raise TypeError(
-                f"refresh_curvature is {self.refresh_curvature!r}; it needs True or False"
-            )
-        if self.refresh_curvature and self.curvature_share > 0:
-            raise ValueError(
-                "curvature_share is above 0 with refresh_curvature; private curvature is paid for "
-                "once and kept for all rounds: choose one of the two"
-            )
-        if self.budget is not None:
-            budget = tuple(_checks.positive(share, "a share of budget") for share in self.budget)
-            if len(budget) != self.rounds:
-                raise ValueError(
-                    f"budget has {len(budget)} share(s) for {self.rounds} round(s); it needs one "
-                    "each, or None for equal shares"
-                )
-            put("budget", budget)
-
-    @property
-    def averaged_rounds(self) -> int:
-        """How many of the last rounds are averaged; 0 where only the last one counts."""
-        return max(1, round(self.averaging * self.rounds)) if self.averaging > 0 else 0
-
-    def describe(self) -> dict[str, Any]:
-        """Describe the schedule for certificates."""
-        described = asdict(self)
-        described["budget"] = None if self.budget is None else list(self.budget)
-        return described
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RoundReport:
-    """What a round made, all of it released and paid for.
-
-    Attributes
-    ----------
-    round : int
-        t, from 1.
-    rounds : int
-        T.
-    mu : float
-        μ_t claimed by the round, under "replace_special".
-    mu_so_far : float
-        √Σ μ_s² up to this round, under "replace_special".
-    noise_to_signal : float
-        Expected norm of the noise over the norm of the noisy sum, both whitened.
-    expected_utility_loss, expected_mean_loss : float
-        Of the round, as in :class:`qexp.PrivateRelease`.
-    step_norm : float
-        Euclidean norm of the round's step in weight space, before momentum.
-    model
-        The model after the round.
-    """
-
-    round: int
-    rounds: int
-    mu: float
-    mu_so_far: float
-    noise_to_signal: float
-    expected_utility_loss: float
-    expected_mean_loss: float
-    step_norm: float
-    model: Any = field(repr=False)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FineTuneResult:
-    """A fine-tuning, finished or not.
-
-    Attributes
-    ----------
-    model
-        The model at the released weights.
-    release : PrivateRelease
-        The weights with the privacy of **all** rounds together. Its `epsilon` is the target of a
-        finished job, else what the rounds done cost at the target's δ. `noise_to_signal` and the
-        expected losses are those of the last round.
-    rounds_done : int
-        Rounds drawn and paid for.
-    stopped_because : {"finished", "ledger empty", "interrupted", "diverged"}
-        "diverged": a step left the range of the weights' dtype; the weights are those before it,
-        and the round is paid for because its outcome shows. Try a smaller step_size.
-    history : tuple of mappings
-        The numbers of each round, named as in :class:`RoundReport`.
-    """
-
-    model: Any = field(repr=False)
-    release: PrivateRelease
-    rounds_done: int
-    stopped_because: StopReason
-    history: tuple[Mapping[str, Any], ...] = field(repr=False)
-
-
-class FineTuneInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a fine-tuning that had rounds paid for.
-
-    Attributes
-    ----------
-    result : FineTuneResult
-        The state after the last round paid for.
-    """
-
-    def __init__(self, result: FineTuneResult) -> None:
-        super().__init__(
-            f"interrupted after {result.rounds_done} round(s); what was paid for is in .result"
-        )
-        self.result = result
-
-
-def fine_tune(
-    model: TunableModel,
-    X: Any,
-    y: Any,
-    *,
-    schedule: Schedule,
-    curvature: Curvature | Callable[[Any], Curvature],
-    target_epsilon: float,
-    target_delta: float,
-    projection: Projection | None = None,
-    neighboring_relation: str = "replace_special",
-    ledger: PrivacyLedger | None = None,
-    rng: BitGenerator | None = None,
-    shrinkage: Shrinkage = "none",
-    checkpoint: str | os.PathLike[str] | None = None,
-    progress: bool = False,
-    on_round: Callable[[RoundReport], object] | None = None,
-    groups: Any = None,
-    max_records_per_user: int | None = None,
-    communicator: Communicator | None = None,
-) -> FineTuneResult:
-    """Fine-tune a pretrained model on private records in rounds of exact private draws.
-
-    Parameters
-    ----------
-    model
-        Pretrained, public: a model of :mod:`qexp.models`, or any object with ``weights``,
-        ``with_weights(weights)`` and ``gradient_blocks(X, y)``.
-    X, y
-        The private records, as the model takes them. Their number n is public.
-    schedule : Schedule
-    curvature : Curvature, or function of a model that returns one
-        Public. A function is called with the pretrained model, or with every round's model where
-        the schedule refreshes the curvature; it must use public data only.
-    target_epsilon, target_delta : float
-        The privacy of all rounds together, to reach and not to exceed.
-    projection : Projection, optional
-        P, public: steps are P u.
-    neighboring_relation : {"replace_special", "replace_one"}
-        As in :func:`qexp.sample_private_weights`.
-    ledger : PrivacyLedger, optional
-        Asked before and charged after each round. When it has not enough left for the next round,
-        the job stops there and releases what was paid for.
-    rng : BitGenerator, optional
-        Default: fresh cryptographic generators. Round t uses ``rng.spawn(t)``, so that a run with
-        a test generator has the same bits whether or not it was resumed.
-    shrinkage : {"none", "last", "last_whole"}
-        "last": the last round's noisy sum is shrunk layer by layer before it becomes a step (see
-        :func:`qexp.shrinkage.james_stein`); "last_whole": with one factor for all layers, which
-        scales the step by the share of y that is not noise. It costs no privacy, but may cost
-        accuracy: a smaller squared error of the sum is of no use where clipping has already made
-        the steps too short.
-    checkpoint : path-like, optional
-        File that keeps the state after each round. Called again with the same path and arguments,
-        a job that was stopped or killed goes on where it was; one that was finished gives its
-        result again. No round is paid for twice and none is free: see :mod:`qexp._checkpoint`.
-        Rounds done before are not reported to `on_round` again.
-    progress : bool
-        Show a progress bar on a terminal.
-    on_round : callable, optional
-        Called after every round with its :class:`RoundReport`, when the round is paid for and
-        saved. The place to save a ledger that is kept on disk.
-    groups : integer array (number of rows,) or rows of :mod:`qexp.shards`, optional
-        Whose each record is: sorted user ids. The unit of privacy is then the user and n the
-        number of users; see :func:`qexp.records.per_user`.
-    max_records_per_user : int, optional
-        Public. Further records of a user are left out, silently. Needed where gradients come as
-        factors (Kronecker curvature); without it whole rows are formed.
-    communicator : Communicator, optional
-        ``qexp.distributed.world()``, where all ranks of an MPI job make this call: each with its
-        own share of the records (n is their sum; a share may be empty) and all with the same
-        public arguments. `ledger`, `rng`, `checkpoint`, `progress` and `on_round` are the root's;
-        a curvature is the root's, too, and sent to the others, but for a function that
-        :func:`qexp.distributed.curvature` made, which all ranks call. All get the same result,
-        with the same bits for any number of ranks. Default: this process alone.
-
-    Returns
-    -------
-    FineTuneResult
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a public argument is out of its range, or `checkpoint` is damaged, of another job, or
-        older than `ledger`.
-    BudgetExceededError
-        If `ledger` has not enough left for the first round, or for rounds in `checkpoint` that it
-        was not charged for yet.
-    BlockingIOError, OSError
-        If another job works on `checkpoint`, or it cannot be written. A round that could not be
-        saved is dropped unpublished and costs nothing.
-    FineTuneInterrupted
-        On Ctrl-C, if at least one round was paid for; a round that was not is dropped unpublished
-        and costs nothing.
-
-    Notes
-    -----
-    One round gives the weights that :func:`qexp.sample_private_weights` gives. The claimed μ of
-    the rounds are multiples of their lattices' units; their exact squares sum to at most the
-    square of the calibrated μ. An early stop averages those of the schedule's last rounds that
-    were done, or else releases the last weights.
-    """
-    ranks = SingleProcess() if communicator is None else communicator
-    with ranks.shared_fate():
-        job = _Job(
-            model,
-            X,
-            y,
-            schedule=schedule,
-            curvature=curvature,
-            target_epsilon=target_epsilon,
-            target_delta=target_delta,
-            projection=projection,
-            neighboring_relation=neighboring_relation,
-            ledger=ledger,
-            rng=rng,
-            shrinkage=shrinkage,
-            checkpoint=checkpoint,
-            groups=groups,
-            max_records_per_user=max_records_per_user,
-            ranks=ranks,
-        )
-    if ranks.rank != 0:
-        with ranks.shared_fate():
-            job.follow()
-            return job.followed_result()
-    try:
-        with (
-            ranks.shared_fate(),
-            nullcontext() if checkpoint is None else locked(checkpoint),
-        ):
-            job.resume()
-            stopped_because = job.run(progress=progress, on_round=on_round)
-            result = job.result(job.state, stopped_because)
-            job.dismiss(result)
-    except KeyboardInterrupt:
-        state = job.paid_state()
-        if state.rounds_done == 0:
-            raise
-        raise FineTuneInterrupted(job.result(state, "interrupted")) from None
-    return result
-
-
-class _Job:
+class Job:
     """One fine-tuning: its checked public arguments, and the state it has reached."""
 
     def __init__(

@@ -25,6 +25,7 @@ def test_names(tasks):
     assert set(tasks) == {
         *("mnist_to_usps", "mnist_rotated", "usps_to_mnist"),
         *("mnist_few_250", "mnist_few_500", "mnist_few_1000", "mnist_few_2000"),
+        *("mnist_to_usps_augmented", "mnist_few_500_augmented"),
         *("icu_cardiac", "icu_cardiac_mlp", "icu_time", "mimic_mortality", "adult_work"),
     }
 
@@ -91,6 +92,20 @@ def test_tables(tasks, name, sizes):
         assert apart(task.X_public, task.X_held_out, task.X_private, task.X_test)
     gained = task.value(task.non_private()) - task.value(task.model)
     assert gained > (0.01 if name != "icu_time" else -0.01)
+
+
+@pytest.mark.data
+def test_only_the_model_of_an_augmented_task_differs(tasks):
+    from qexp.surrogates import image_surrogates
+
+    task, plain = tasks["mnist_few_500_augmented"](0), tasks["mnist_few_500"](0)
+    check(task, "mnist_few_500_augmented", (500, 2007))
+    assert task.X_private.tobytes() == plain.X_private.tobytes()
+    assert task.X_held_out.tobytes() == plain.X_held_out.tobytes()
+    X, y = task.X_held_out[:2000], task.y_held_out[:2000]
+    for shift in image_surrogates(plain.model, X, y, image_shape=(16, 16), count=3):
+        shifted = shift(X, y, np.random.default_rng(0))
+        assert task.model.score(*shifted) > plain.model.score(*shifted) + 0.1
 
 
 @pytest.mark.data

@@ -35,8 +35,7 @@ Surrogate = Callable[
 """A shift: records (n, d), their labels (n,) and a generator in; shifted records, labels out."""
 
 # What a shift leaves of the model's accuracy above chance: 45-75 % right where it knew nearly all.
-_MOST_KEPT: Final = 0.75
-_LEAST_KEPT: Final = 0.4
+_KEPT: Final = (0.4, 0.75)
 _VARIANTS: Final = 8
 _BISECTIONS: Final = 10
 _CALIBRATION_RECORDS: Final = 1500
@@ -222,9 +221,13 @@ def image_surrogates(
     *,
     image_shape: tuple[int, int] | None = None,
     count: int = 4,
+    kept: tuple[float, float] = _KEPT,
     seed: int = 0,
 ) -> list[ImageShift]:
     """Draw image shifts, each as strong as leaves the model 45-75 % of the images, or so.
+
+    A model that was trained on shifted images of its own errs less on a new domain; plan for it on
+    shifts that leave it more, or on those that break the model that it was before.
 
     Parameters
     ----------
@@ -238,6 +241,9 @@ def image_surrogates(
         Default: square.
     count : int
         How many.
+    kept : (float, float)
+        The least and the most that a shift leaves of the model's accuracy above chance, shares in
+        (0, 1); several shifts are spread between them.
     seed : int
 
     Returns
@@ -247,7 +253,8 @@ def image_surrogates(
     Raises
     ------
     ValueError
-        If the images do not have the shape given, or are all of one value.
+        If the images do not have the shape given, or are all of one value; if `kept` is no range of
+        shares.
     """
     features, labels = np.asarray(X), np.asarray(y)
     side = math.isqrt(features.shape[1])
@@ -285,8 +292,8 @@ def image_surrogates(
         return at
 
     return [
-        _calibrated(draw(), model, features, labels, kept, seed)
-        for kept in _kept_shares(_checks.count(count, "count"))
+        _calibrated(draw(), model, features, labels, share, seed)
+        for share in _kept_shares(_checks.count(count, "count"), kept)
     ]
 
 
@@ -297,6 +304,7 @@ def table_surrogates(
     *,
     group: ArrayLike | None = None,
     count: int = 4,
+    kept: tuple[float, float] = _KEPT,
     seed: int = 0,
     score: Literal["accuracy", "auroc"] = "accuracy",
 ) -> list[TableShift]:
@@ -314,6 +322,9 @@ def table_surrogates(
         A public column, such as a region: each shift re-weights its values.
     count : int
         How many.
+    kept : (float, float)
+        The least and the most that a shift leaves of the model's score above chance, shares in
+        (0, 1); several shifts are spread between them.
     seed : int
     score : {"accuracy", "auroc"}
         What the shifts cost the model: accuracy above the commonest class's share, or, of two
@@ -354,16 +365,19 @@ def table_surrogates(
 
     return [
         _calibrated(
-            draw(), model, features, labels, kept, seed, whole=column is not None, score=score
+            draw(), model, features, labels, share, seed, whole=column is not None, score=score
         )
-        for kept in _kept_shares(_checks.count(count, "count"))
+        for share in _kept_shares(_checks.count(count, "count"), kept)
     ]
 
 
-def _kept_shares(count: int) -> list[float]:
+def _kept_shares(count: int, kept: tuple[float, float]) -> list[float]:
+    least, most = kept
+    if not 0 < least <= most < 1:
+        raise ValueError(f"kept is {kept}; it needs two shares in (0, 1), the smaller one first")
     if count == 1:
-        return [(_LEAST_KEPT + _MOST_KEPT) / 2]
-    shares: list[float] = np.linspace(_MOST_KEPT, _LEAST_KEPT, count).tolist()
+        return [(least + most) / 2]
+    shares: list[float] = np.linspace(most, least, count).tolist()
     return shares
 
 

@@ -83,14 +83,17 @@ def test_images_differ_in_how_they_are_shifted():
     assert 2 <= len(np.unique(X, axis=0)) <= 8
 
 
-def test_surrogates_leave_the_accuracy_they_are_to_leave(digits):
+@pytest.mark.parametrize("asked", [None, (0.8, 0.95)])
+def test_surrogates_leave_the_accuracy_they_are_to_leave(digits, asked):
     model, X, y = digits
-    shifts = image_surrogates(model, X, y, count=4, seed=3)
+    given = {} if asked is None else {"kept": asked}
+    least, most = asked or (0.4, 0.75)
+    shifts = image_surrogates(model, X, y, count=4, seed=3, **given)
     kept = [
         (model.score(*shift(X, y, np.random.default_rng(0))) - 0.1) / (model.score(X, y) - 0.1)
         for shift in shifts
     ]
-    np.testing.assert_allclose(kept, np.linspace(0.75, 0.4, 4), atol=0.06)
+    np.testing.assert_allclose(kept, np.linspace(most, least, 4), atol=0.06)
 
 
 def test_surrogates_are_reproducible_and_differ(digits):
@@ -110,6 +113,9 @@ def test_wrong_images_are_refused(digits):
         image_surrogates(model, np.zeros_like(X), y)
     with pytest.raises(ValueError, match="count"):
         image_surrogates(model, X, y, count=0)
+    for kept in ((0.0, 0.5), (0.8, 0.4), (0.5, 1.0)):
+        with pytest.raises(ValueError, match=r"two shares in \(0, 1\)"):
+            image_surrogates(model, X, y, kept=kept)
 
 
 def table_shift(**settings):

@@ -67,7 +67,8 @@ def plan(
     surrogate : {"images", "tabular"}, callable, or sequence of callables
         How the private domain is simulated: shifts drawn by :mod:`qexp.surrogates`, or your own
         functions ``shift(X, y, rng) -> (X, y)``, such as :class:`qexp.surrogates.OtherRecords`,
-        which puts public records of another domain in their place.
+        which puts public records of another domain in their place, or the drawn ones with a
+        strength of your choice. A plan is as bold as its shifts are strong.
     image_shape : (int, int), optional
         Height and width, for "images". Default: square.
     public_group : array, shape (m,), optional

@@ -19,6 +19,7 @@ from qexp.models import MultilayerPerceptron
 from qexp.planning._domains import PublicDomains, public_domains, split_shifted
 from qexp.planning._halving import Halving, Outcome, Try
 from qexp.planning._scorer import Score
+from qexp.planning._simulation import figures
 from qexp.rivals._accounting import Target
 from qexp.rivals._boundary import SimulatedBoundary
 from qexp.rivals._descent import model_at
@@ -50,8 +51,9 @@ class RivalPlan:
     n_records : int
     surrogates : tuple of str
     table : tuple of dict
-        One row a candidate, best first: ``settings``, ``score_mean``, ``accuracy_mean``,
-        ``accuracy_std``, ``surrogates`` and ``records`` of the last stage that it reached.
+        One row a candidate, best first: ``settings``, ``score_mean``, ``score_std``,
+        ``accuracy_mean``, ``accuracy_std``, ``surrogates`` and ``records`` of the last stage
+        that it reached.
     """
 
     method: str
@@ -197,13 +199,10 @@ def plan_rival(
 
 def _row(settings: Any, outcome: Outcome) -> dict[str, Any]:
     """Tell what is known of settings."""
-    accuracies = [accuracy for _, accuracy in outcome.pairs]
     return {
         "settings": settings,
-        "score_mean": outcome.mean,
-        "accuracy_mean": float(np.mean(accuracies)),
-        "accuracy_std": float(np.std(accuracies)),
-        "surrogates": len(accuracies),
+        **figures(outcome.pairs),
+        "surrogates": len(outcome.pairs),
         "records": outcome.records,
     }
 

@@ -21,6 +21,7 @@ from qexp.datasets import images
 from qexp.measures import area_under_roc
 
 __all__ = [
+    "SURROGATE_KEEPS",
     "ImageShift",
     "OtherRecords",
     "Surrogate",
@@ -34,8 +35,9 @@ Surrogate = Callable[
 ]
 """A shift: records (n, d), their labels (n,) and a generator in; shifted records, labels out."""
 
-# What a shift leaves of the model's accuracy above chance: 45-75 % right where it knew nearly all.
-_KEPT: Final = (0.4, 0.75)
+SURROGATE_KEEPS: Final = (0.4, 0.75)
+"""What a shift leaves of accuracy above chance: 45-75 % right where a model knew nearly all."""
+
 _VARIANTS: Final = 8
 _BISECTIONS: Final = 10
 _CALIBRATION_RECORDS: Final = 1500
@@ -221,7 +223,7 @@ def image_surrogates(
     *,
     image_shape: tuple[int, int] | None = None,
     count: int = 4,
-    kept: tuple[float, float] = _KEPT,
+    keeps: tuple[float, float] = SURROGATE_KEEPS,
     seed: int = 0,
 ) -> list[ImageShift]:
     """Draw image shifts, each as strong as leaves the model 45-75 % of the images, or so.
@@ -241,7 +243,7 @@ def image_surrogates(
         Default: square.
     count : int
         How many.
-    kept : (float, float)
+    keeps : (float, float)
         The least and the most that a shift leaves of the model's accuracy above chance, shares in
         (0, 1); several shifts are spread between them.
     seed : int
@@ -253,8 +255,8 @@ def image_surrogates(
     Raises
     ------
     ValueError
-        If the images do not have the shape given, or are all of one value; if `kept` is no range of
-        shares.
+        If the images do not have the shape given, or are all of one value; if `keeps` is no range
+        of shares.
     """
     features, labels = np.asarray(X), np.asarray(y)
     side = math.isqrt(features.shape[1])
@@ -293,7 +295,7 @@ def image_surrogates(
 
     return [
         _calibrated(draw(), model, features, labels, share, seed)
-        for share in _kept_shares(_checks.count(count, "count"), kept)
+        for share in _kept_shares(_checks.count(count, "count"), keeps)
     ]
 
 
@@ -304,7 +306,7 @@ def table_surrogates(
     *,
     group: ArrayLike | None = None,
     count: int = 4,
-    kept: tuple[float, float] = _KEPT,
+    keeps: tuple[float, float] = SURROGATE_KEEPS,
     seed: int = 0,
     score: Literal["accuracy", "auroc"] = "accuracy",
 ) -> list[TableShift]:
@@ -322,7 +324,7 @@ def table_surrogates(
         A public column, such as a region: each shift re-weights its values.
     count : int
         How many.
-    kept : (float, float)
+    keeps : (float, float)
         The least and the most that a shift leaves of the model's score above chance, shares in
         (0, 1); several shifts are spread between them.
     seed : int
@@ -367,14 +369,14 @@ def table_surrogates(
         _calibrated(
             draw(), model, features, labels, share, seed, whole=column is not None, score=score
         )
-        for share in _kept_shares(_checks.count(count, "count"), kept)
+        for share in _kept_shares(_checks.count(count, "count"), keeps)
     ]
 
 
-def _kept_shares(count: int, kept: tuple[float, float]) -> list[float]:
-    least, most = kept
+def _kept_shares(count: int, keeps: tuple[float, float]) -> list[float]:
+    least, most = keeps
     if not 0 < least <= most < 1:
-        raise ValueError(f"kept is {kept}; it needs two shares in (0, 1), the smaller one first")
+        raise ValueError(f"keeps is {keeps}; it needs two shares in (0, 1), the smaller one first")
     if count == 1:
         return [(least + most) / 2]
     shares: list[float] = np.linspace(most, least, count).tolist()

@@ -190,6 +190,10 @@ def test_settings_are_typed_and_paths_relative_to_the_file(folder, monkeypatch):
         ({"public__features": None}, "public.features: is missing"),
         ({"public__groups": '"g.npy"'}, 'public.groups: needs public.surrogate = "tabular"'),
         ({"public__image_shape": "[4, 4, 1]"}, "public.image_shape: needs two integers"),
+        ({"public__surrogate_keeps": "[0.9]"}, "public.surrogate_keeps: is [0.9]; it needs a lis"),
+        ({"public__surrogate_keeps": "[0.9, 0.8]"}, "the smaller first"),
+        ({"public__surrogate_keeps": "0.9"}, "a list of two numbers above 0 and below 1"),
+        ({"schedule__score": '"f1"'}, "schedule.score: is 'f1'; it needs one of \"accuracy\""),
         ({"public__features": "[]"}, "public.features: is []; it needs a path"),
         ({"projection__kind": '"srht"'}, "there is no such"),
         ({"run__wall_time": '"90 min"'}, "run.wall_time: is '90 min'; it needs seconds, \"hh"),
@@ -524,6 +528,35 @@ def test_a_plan_is_kept_for_the_resumption(folder, small_grid, monkeypatch, caps
     text = (folder / "out" / "plan.json").read_text()
     (folder / "out" / "plan.json").write_text(text.replace('"rounds": ', '"rounds": 1'))
     assert cli.main(["run", str(path), "--resume"]) == ExitCode.DAMAGED
+
+
+def test_a_plan_takes_its_score_and_the_strength_of_its_shifts(
+    folder, small_grid, monkeypatch, capsys
+):
+    asked, whole = [], planning.plan
+
+    def seen(*arguments, **options):
+        asked.append((options["score"], options["surrogate_keeps"]))
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(planning, "plan", seen)
+    keys = {"schedule__score": '"loss"', "public__surrogate_keeps": "[0.8, 0.9]"}
+    path = write(folder, **PLANNED, **keys)
+    assert cli.main(["run", str(path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"predicted mean loss +\d[\d.]* nats \+- [\d.e-]+ on surrogates", said)
+    assert cli.main(["run", str(path)]) == 0
+    assert asked == [("loss", (0.8, 0.9))] * 2
+    plan = json.loads((folder / "out" / "plan.json").read_text())["plan"]
+    report = (folder / "out" / "report.html").read_text()
+    assert "mean loss, nats, on surrogates" in report
+    assert f"fine-tuning: {-plan['score_before']:.4g} nats" in report
+
+
+def test_a_score_that_the_classes_do_not_have_is_bad_input(folder, small_grid, capsys):
+    path = write(folder, **PLANNED, schedule__score='"auroc"')
+    assert cli.main(["run", str(path)]) == ExitCode.BAD_INPUT
+    assert "score='auroc' is for two classes" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------- stops, exit codes

@@ -86,7 +86,7 @@ def test_images_differ_in_how_they_are_shifted():
 @pytest.mark.parametrize("asked", [None, (0.8, 0.95)])
 def test_surrogates_leave_the_accuracy_they_are_to_leave(digits, asked):
     model, X, y = digits
-    given = {} if asked is None else {"kept": asked}
+    given = {} if asked is None else {"keeps": asked}
     least, most = asked or (0.4, 0.75)
     shifts = image_surrogates(model, X, y, count=4, seed=3, **given)
     kept = [
@@ -113,9 +113,9 @@ def test_wrong_images_are_refused(digits):
         image_surrogates(model, np.zeros_like(X), y)
     with pytest.raises(ValueError, match="count"):
         image_surrogates(model, X, y, count=0)
-    for kept in ((0.0, 0.5), (0.8, 0.4), (0.5, 1.0)):
+    for keeps in ((0.0, 0.5), (0.8, 0.4), (0.5, 1.0)):
         with pytest.raises(ValueError, match=r"two shares in \(0, 1\)"):
-            image_surrogates(model, X, y, kept=kept)
+            image_surrogates(model, X, y, keeps=keeps)
 
 
 def table_shift(**settings):

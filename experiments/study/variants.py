@@ -20,6 +20,7 @@ from experiments.study.methods import StudyMethod
 from experiments.tasks import Task
 from qexp._progress import progress_bar
 from qexp.planning._domains import public_domains
+from qexp.surrogates import SURROGATE_KEEPS
 
 __all__ = ["Variant", "lines_at", "plan_variants", "run_variants"]
 
@@ -135,6 +136,7 @@ def _with_shifts(task: Task, effort: str) -> Task:
     public = public_domains(
         *planning_records(task),
         surrogate=task.planning_surrogates or task.surrogate,
+        surrogate_keeps=SURROGATE_KEEPS,
         image_shape=task.image_shape,
         public_group=task.planning_group,
         score=task.metric,

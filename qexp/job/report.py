@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from qexp._files import atomic_write
 from qexp.finetune import FineTuneResult, Schedule
+from qexp.job._prediction import predicted
 from qexp.job._svg import line_chart
 
 __all__ = ["render_report", "write_report"]
@@ -196,36 +197,37 @@ def _rounds(result: FineTuneResult) -> list[str]:
 def _plan(plan: Mapping[str, Any] | None) -> list[str]:
     if plan is None:
         return []
-    curve = plan["curve"]
+    made = predicted(plan)
+    name = made.name[0].upper() + made.name[1:]
     what = (
-        "Accuracy that the plan predicted at several ε on shifted public records, mean and "
-        f"standard deviation. At this job's ε: {plan['predicted_accuracy']:.3f}; before "
-        f"fine-tuning: {plan['accuracy_before']:.3f}. The private domain's own may lie elsewhere."
+        f"{name} that the plan predicted at several ε on shifted public records, mean and "
+        f"standard deviation. At this job's ε: {made.after:.4g}{made.unit}; before fine-tuning: "
+        f"{made.before:.4g}{made.unit}. The private domain's own may lie elsewhere."
     )
     chart = line_chart(
-        [point["epsilon"] for point in curve],
-        [100 * point["accuracy_mean"] for point in curve],
+        [epsilon for epsilon, _, _ in made.curve],
+        [mean for _, mean, _ in made.curve],
         name="curve",
-        title="Predicted accuracy against ε",
+        title=f"Predicted {made.name} against ε",
         description=what,
         x_label=f"ε at δ = {plan['target_delta']:g}",
-        y_label="accuracy on surrogates, %",
-        spread=[100 * point["accuracy_std"] for point in curve],
-        level=(100 * plan["accuracy_before"], "before"),
+        y_label=f"{made.label}, on surrogates",
+        spread=[deviation for _, _, deviation in made.curve],
+        level=(made.before, "before"),
         log_x=True,
     )
     rows = [
-        [
-            f"{point['epsilon']:g}",
-            f"{100 * point['accuracy_mean']:.2f}",
-            f"{100 * point['accuracy_std']:.2f}",
-        ]
-        for point in curve
+        [f"{epsilon:g}", f"{mean:.4g}", f"{deviation:.2g}"]
+        for epsilon, mean, deviation in made.curve
     ]
     return [
         "<h2>What was to be expected</h2>",
         f"<figure>{chart}<figcaption>{html.escape(what)}</figcaption></figure>",
-        _table("The curve in numbers", ["ε", "accuracy, %", "deviation, %"], rows),
+        _table(
+            "The curve in numbers",
+            ["ε", made.label, "deviation"],
+            rows,
+        ),
         f'<p class="soft">Chosen out of {len(plan["table"])} schedules on '
         f"{len(plan['surrogates'])} shifts of public records: "
         f"{html.escape('; '.join(plan['surrogates']))}.</p>",

@@ -24,6 +24,7 @@ from qexp._communicator import Communicator, SingleProcess
 from qexp._files import DamagedFileError, atomic_write
 from qexp.bits import insecure_test_generator
 from qexp.finetune import FineTuneInterrupted, FineTuneResult, RoundReport, Schedule, fine_tune
+from qexp.job._prediction import predicted
 from qexp.job.exit_codes import ExitCode
 from qexp.job.inputs import Inputs, open_inputs, summary
 from qexp.job.log import Log
@@ -173,9 +174,11 @@ class _Run:
         self.log.event(
             "planned",
             f"planned {made['schedule']['rounds']} round(s) in {time.monotonic() - began:.0f} s; "
-            f"predicted accuracy on surrogates {made['predicted_accuracy']:.3f} "
-            f"(before: {made['accuracy_before']:.3f})",
+            f"predicted {predicted(made).name}: {predicted(made).sentence()}",
             schedule=made["schedule"],
+            score=made["score"],
+            predicted_score=made["predicted_score"],
+            score_before=made["score_before"],
             predicted_accuracy=made["predicted_accuracy"],
             accuracy_before=made["accuracy_before"],
             seconds=round(time.monotonic() - began, 1),
@@ -396,9 +399,11 @@ def _planned(job: JobSettings, inputs: Inputs, *, progress: bool) -> dict[str, A
         target_epsilon=job.privacy.epsilon,
         target_delta=job.privacy.delta,
         surrogate=public.surrogate,
+        surrogate_keeps=public.surrogate_keeps,
         image_shape=None if shape is None else (shape[0], shape[1]),
         public_group=inputs.public_groups,
         curvature=make,
+        score=job.schedule.score,
         effort=job.schedule.effort,
         seed=job.run.public_seed,
         progress=progress,
@@ -444,13 +449,8 @@ def dry_run(job: JobSettings) -> str:
         ),
     ]
     if planned is not None:
-        rows.append(
-            (
-                "predicted accuracy",
-                f"{planned['predicted_accuracy']:.3f} +- {planned['predicted_deviation']:.3f} on "
-                f"surrogates (before: {planned['accuracy_before']:.3f})",
-            )
-        )
+        made = predicted(planned)
+        rows.append((f"predicted {made.name}", made.sentence()))
     rows += [
         (
             "privacy",

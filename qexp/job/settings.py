@@ -20,6 +20,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any, Final, Literal
 
 from qexp.finetune import Schedule
+from qexp.surrogates import SURROGATE_KEEPS
 
 __all__ = [
     "JobSettings",
@@ -134,6 +135,16 @@ def _to_seconds(value: Any, folder: str) -> float:
     return float(value)
 
 
+def _to_keeps(value: Any, folder: str) -> tuple[float, float]:
+    share = _number("", lambda x: 0 < x < 1)
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError
+    least, most = (float(share.convert(item, folder)) for item in value)
+    if least > most:
+        raise ValueError
+    return least, most
+
+
 _POSITIVE = _number("a finite number above 0", lambda x: x > 0)
 _FLAG = _Check("true or false", _to_bool)
 _PATH = _Check("a path", _to_path)
@@ -143,6 +154,7 @@ _DURATION = _Check('seconds, "hh:mm:ss" or "d-hh:mm:ss"', _to_seconds)
 _SIZES = _list_of(
     _integer(1), 2, "a list of integers: features, sizes of hidden layers, classes (at least 2)"
 )
+_KEEPS = _Check("a list of two numbers above 0 and below 1, the smaller first", _to_keeps)
 _IMAGE = _list_of(_integer(1), 2, "a list of two integers: height, width")
 
 
@@ -203,6 +215,12 @@ class PublicSettings:
     surrogate: Literal["images", "tabular"] = _key(
         _choice("images", "tabular"), "how a plan simulates the shift to private records", "images"
     )
+    surrogate_keeps: tuple[float, float] = _key(
+        _KEEPS,
+        "the least and the most of its accuracy above chance that these shifts leave the model: "
+        "the stronger they are, the bolder the plan",
+        SURROGATE_KEEPS,
+    )
     image_shape: tuple[int, ...] | None = _key(_IMAGE, "for images; default: square", None)
     groups: tuple[str, ...] | None = _key(
         _PATHS, "files of a column (m,) whose shares a tabular plan shifts", None
@@ -253,6 +271,11 @@ class ScheduleSettings:
     )
     effort: Literal["quick", "full"] = _key(
         _choice("quick", "full"), "how long a plan searches", "quick"
+    )
+    score: Literal["accuracy", "auroc", "loss"] = _key(
+        _choice("accuracy", "auroc", "loss"),
+        "what a plan ranks schedules by; auroc is for two classes of which one is rare",
+        "accuracy",
     )
     clipping_norm: float | None = _key(_POSITIVE, "in whitened units; needed without a plan", None)
     step_size: float | None = _key(_POSITIVE, "needed without a plan", None)

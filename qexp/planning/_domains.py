@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -46,6 +46,7 @@ def public_domains(
     y_public: ArrayLike,
     *,
     surrogate: str | Surrogate | Sequence[Surrogate],
+    surrogate_keeps: tuple[float, float],
     image_shape: tuple[int, int] | None,
     public_group: ArrayLike | None,
     score: Score,
@@ -55,9 +56,8 @@ def public_domains(
     """Check what :func:`qexp.planning.plan` and its like are given, and draw the shifts."""
     X, y = _records(model, X_public, y_public)
     budget, scorer = named_effort(effort), Scorer(score, y)
-    shifts = _shifts(
-        surrogate, model, X, y, image_shape, public_group, budget.surrogates, seed, scorer
-    )
+    drawn = {"count": budget.surrogates, "seed": seed, "keeps": surrogate_keeps}
+    shifts = _shifts(surrogate, model, X, y, scorer, image_shape, public_group, drawn)
     return PublicDomains(X, y, scorer, budget, shifts)
 
 
@@ -86,11 +86,10 @@ def _shifts(
     model: Any,
     X: NDArray[Any],
     y: NDArray[Any],
+    scorer: Scorer,
     image_shape: tuple[int, int] | None,
     group: ArrayLike | None,
-    count: int,
-    seed: int,
-    scorer: Scorer,
+    drawn: Mapping[str, Any],
 ) -> list[Surrogate]:
     """Give the shifts that `surrogate` names, or those that it is."""
     if callable(surrogate):
@@ -101,12 +100,10 @@ def _shifts(
             raise TypeError("surrogate needs functions shift(X, y, rng) -> (X, y), at least one")
         return given
     if surrogate == "images":
-        return list(image_surrogates(model, X, y, image_shape=image_shape, count=count, seed=seed))
+        return list(image_surrogates(model, X, y, image_shape=image_shape, **drawn))
     if surrogate == "tabular":
         hardness: Literal["accuracy", "auroc"] = "auroc" if scorer.score == "auroc" else "accuracy"
-        return list(
-            table_surrogates(model, X, y, group=group, count=count, seed=seed, score=hardness)
-        )
+        return list(table_surrogates(model, X, y, group=group, score=hardness, **drawn))
     raise ValueError(
         f"surrogate is {surrogate!r}; it needs 'images', 'tabular', or functions of your own"
     )

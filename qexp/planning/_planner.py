@@ -24,7 +24,7 @@ from qexp.planning._scorer import Score
 from qexp.planning._simulation import Candidate, Simulation, figures
 from qexp.planning._trials import Maker
 from qexp.privacy import calibrate_mu
-from qexp.surrogates import Surrogate
+from qexp.surrogates import SURROGATE_KEEPS, Surrogate
 
 __all__ = ["plan"]
 
@@ -38,6 +38,7 @@ def plan(
     target_epsilon: float,
     target_delta: float,
     surrogate: Literal["images", "tabular"] | Surrogate | Sequence[Surrogate] = "images",
+    surrogate_keeps: tuple[float, float] = SURROGATE_KEEPS,
     image_shape: tuple[int, int] | None = None,
     public_group: ArrayLike | None = None,
     curvature: Literal["kronecker", "dense"] | Maker = "kronecker",
@@ -67,8 +68,11 @@ def plan(
     surrogate : {"images", "tabular"}, callable, or sequence of callables
         How the private domain is simulated: shifts drawn by :mod:`qexp.surrogates`, or your own
         functions ``shift(X, y, rng) -> (X, y)``, such as :class:`qexp.surrogates.OtherRecords`,
-        which puts public records of another domain in their place, or the drawn ones with a
-        strength of your choice. A plan is as bold as its shifts are strong.
+        which puts public records of another domain in their place.
+    surrogate_keeps : (float, float)
+        The least and the most that a drawn shift leaves of the model's score above chance. A plan
+        is as bold as its shifts are strong: of a model that was trained on shifted records of its
+        own, and errs less on a new domain, they need to leave more.
     image_shape : (int, int), optional
         Height and width, for "images". Default: square.
     public_group : array, shape (m,), optional
@@ -133,9 +137,10 @@ def plan(
 
     Examples
     --------
-    >>> plan = qexp.plan(model, X_held_out, y_held_out, n_records=7291,
-    ...                  target_epsilon=1.0, target_delta=1e-5)  # doctest: +SKIP
-    >>> plan.schedule  # doctest: +SKIP
+    >>> from qexp.planning import plan
+    >>> made = plan(model, X_held_out, y_held_out, n_records=7291,
+    ...             target_epsilon=1.0, target_delta=1e-5)  # doctest: +SKIP
+    >>> made.schedule  # doctest: +SKIP
     """
     n = _checks.count(n_records, "n_records")
     noise = 1 / (n * calibrate_mu(target_epsilon, target_delta))
@@ -144,6 +149,7 @@ def plan(
         X_public,
         y_public,
         surrogate=surrogate,
+        surrogate_keeps=surrogate_keeps,
         image_shape=image_shape,
         public_group=public_group,
         score=score,

@@ -25,7 +25,7 @@ from qexp.rivals._boundary import SimulatedBoundary
 from qexp.rivals._descent import model_at
 from qexp.rivals._method import Method, PublicData
 from qexp.rivals._public_perceptron import PublicPerceptron
-from qexp.surrogates import Surrogate
+from qexp.surrogates import SURROGATE_KEEPS, Surrogate
 
 __all__ = ["RivalPlan", "plan_rival"]
 
@@ -98,6 +98,7 @@ def plan_rival(
     target_delta: float,
     neighboring_relation: str = "replace_special",
     surrogate: Literal["images", "tabular"] | Surrogate | Sequence[Surrogate] = "images",
+    surrogate_keeps: tuple[float, float] = SURROGATE_KEEPS,
     image_shape: tuple[int, int] | None = None,
     public_group: ArrayLike | None = None,
     candidates: Iterable[Any] | None = None,
@@ -122,7 +123,7 @@ def plan_rival(
         n of the private data; public.
     target_epsilon, target_delta, neighboring_relation
         The privacy of the job to come.
-    surrogate, image_shape, public_group, score, effort, seed
+    surrogate, surrogate_keeps, image_shape, public_group, score, effort, seed
         As in :func:`qexp.planning.plan`.
     candidates : iterable of settings, optional
         Default: the method's grid, whose best are refined at the end; candidates of your own are
@@ -160,6 +161,7 @@ def plan_rival(
         X_public,
         y_public,
         surrogate=surrogate,
+        surrogate_keeps=surrogate_keeps,
         image_shape=image_shape,
         public_group=public_group,
         score=score,

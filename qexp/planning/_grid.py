@@ -15,7 +15,7 @@ __all__ = ["candidate_schedules", "neighbours"]
 _DAMPINGS: Final = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _CLIPPING_NORMS: Final = (0.3, 1.0, 3.0, 10.0)
 _ROUNDS: Final = (1, 2, 4, 8, 16, 32, 64)
-# Step size, momentum, averaging. Averaging takes the noise off long steps.
+# Step size without damping, momentum, averaging. Averaging takes the noise off long steps.
 _STEPS: Final = (
     (1.0, 0.0, 0.0),
     (1.0, 0.0, 0.25),
@@ -43,7 +43,12 @@ def candidate_schedules(rounds: int | None = None) -> list[Schedule]:
     counts = _ROUNDS if rounds is None else (_checks.count(rounds, "rounds"),)
     return [
         Schedule(
-            rounds=t, clipping_norm=c, step_size=eta, damping=damping, momentum=m, averaging=share
+            rounds=t,
+            clipping_norm=c,
+            step_size=eta * _lengthening(damping),
+            damping=damping,
+            momentum=m,
+            averaging=share,
         )
         for damping, c, t, (eta, m, share) in itertools.product(
             _DAMPINGS, _CLIPPING_NORMS, counts, _STEPS
@@ -55,7 +60,10 @@ def candidate_schedules(rounds: int | None = None) -> list[Schedule]:
 def neighbours(schedule: Schedule, fixed_rounds: int | None) -> list[Schedule]:
     """Vary one setting at a time by half a step of the grid."""
     root = math.sqrt(10)
-    varied: list[dict[str, Any]] = [{"damping": schedule.damping * f} for f in (1 / root, root)]
+    varied: list[dict[str, Any]] = []
+    for damping in (schedule.damping / root, schedule.damping * root):
+        longer = _lengthening(damping) / _lengthening(schedule.damping)
+        varied += [{"damping": damping, "step_size": schedule.step_size * longer}]
     varied += [{"clipping_norm": schedule.clipping_norm * f} for f in (0.55, 1.8)]
     varied += [{"step_size": schedule.step_size * f} for f in (0.55, 1.8)]
     varied += [
@@ -67,3 +75,12 @@ def neighbours(schedule: Schedule, fixed_rounds: int | None) -> list[Schedule]:
     if fixed_rounds is None:
         varied += [{"rounds": max(1, round(schedule.rounds * f))} for f in (0.7, 1.4)]
     return [replace(schedule, **changes) for changes in varied]
+
+
+def _lengthening(damping: float) -> float:
+    """Give what makes up for damping, which shortens a step along a curvature of 1 by as much.
+
+    Without it, the steps beside much damping, almost gradient descent, are too short to lead
+    anywhere.
+    """
+    return 1 + damping

@@ -13,6 +13,7 @@ from qexp.datasets import load_digits
 from qexp.finetune import Schedule, fine_tune
 from qexp.models import mlp
 from qexp.planning import candidate_schedules, plan
+from qexp.planning._grid import neighbours
 from qexp.planning._kronecker_trial import KroneckerTrial, eigen_factors
 from qexp.planning._simulation import noise_loss
 from qexp.planning._trials import GeneralTrial
@@ -165,6 +166,16 @@ def test_the_grid_spans_what_it_should():
     assert {s.momentum for s in grid} == {0.0, 0.8, 0.9}
     assert len(set(grid)) == len(grid)
     assert {s.rounds for s in candidate_schedules(rounds=3)} == {3}
+
+
+@pytest.mark.parametrize("damping", [1e-3, 1e-2, 1e-1, 1.0, 10.0])
+def test_damping_shortens_no_step_along_a_curvature_of_one(damping):
+    steps = {s.step_size / (1 + damping) for s in candidate_schedules() if s.damping == damping}
+    np.testing.assert_allclose(sorted(steps), [0.03, 0.1, 0.3, 1.0])
+    schedule = Schedule(rounds=4, clipping_norm=1.0, step_size=2.0, damping=damping)
+    for near in neighbours(schedule, None):
+        if near.damping != damping:
+            assert near.step_size / (1 + near.damping) == pytest.approx(2.0 / (1 + damping))
 
 
 @pytest.fixture(scope="module")

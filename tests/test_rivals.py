@@ -1,5 +1,6 @@
 """Rivals of qexp: their releases, privacy, and that they learn."""
 
+import importlib
 import json
 import math
 from dataclasses import replace
@@ -355,6 +356,23 @@ def test_adamix_dimensions(subspace):
     # Layers (5, 7) and (3, 6): four inputs each, or as many as there are outputs.
     expected = {"total": 5 * 4 + 3 * 3, "per_example": 5 * 4 + 3 * 4, "none": 35 + 18}
     assert result.history[0]["n_components"] == expected[subspace]
+
+
+@pytest.mark.parametrize("gives_up", [False, True])
+def test_leading_vectors_of_a_simulation_survive_lapack(monkeypatch, gives_up):
+    rows = np.random.default_rng(0).normal(size=(30, 12)).astype(np.float32)
+    gram = rows.T @ rows
+
+    def fails(*arguments, **options):
+        raise np.linalg.LinAlgError("Internal Error.")
+
+    # The package has the method under its module's name.
+    module = importlib.import_module("qexp.rivals.adamix")
+    if gives_up:
+        monkeypatch.setattr(module, "eigh", fails)
+    basis = module._leading_vectors(gram, 4)
+    expected = np.linalg.svd(rows.astype(float))[2][:4].T
+    np.testing.assert_allclose(np.abs(np.sum(basis * expected, axis=0)), 1, atol=1e-4)
 
 
 def test_adamix_can_train_on_public_records_first():

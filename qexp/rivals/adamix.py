@@ -151,7 +151,11 @@ def _leading_vectors(gram: NDArray[np.float32], rank: int) -> NDArray[np.float32
     """Give the leading eigenvectors, and no others, which takes half the time."""
     last = len(gram) - 1
     chosen = (max(0, last - rank + 1), last)
-    vectors: NDArray[np.float32] = eigh(gram, subset_by_index=chosen, check_finite=False)[1]
+    vectors: NDArray[np.float32]
+    try:
+        vectors = eigh(gram, subset_by_index=chosen, check_finite=False)[1]
+    except np.linalg.LinAlgError:  # which the quick algorithm gives up on, once in a long while
+        vectors = np.linalg.eigh(gram)[1][:, -rank:]
     return vectors[:, ::-1]
 
 

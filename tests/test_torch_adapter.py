@@ -817,9 +817,10 @@ def test_importing_qexp_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
-def test_missing_torch_names_the_extra():
+@pytest.mark.parametrize("found", ["None", "types.ModuleType('torch')"])
+def test_missing_or_old_torch_names_the_extra(found):
     check = (
-        "import sys; sys.modules['torch'] = None\n"
+        f"import sys, types; sys.modules['torch'] = {found}\n"
         "try:\n    import qexp.models.torch\n"
         "except ImportError as error:\n"
         "    sys.exit('pip install \"qexp[torch]\"' not in str(error))\n"

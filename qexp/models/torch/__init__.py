@@ -12,7 +12,9 @@ any other parameter is a matrix (first dimension, rest), or (1, n) for a vector.
 """
 
 try:
-    import torch as _torch  # noqa: F401
+    # What no older version has.
+    from torch.func import functional_call as _functional_call  # noqa: F401
+    from torch.nn.attention import sdpa_kernel as _sdpa_kernel  # noqa: F401
 except ImportError as error:
     raise ImportError(
         'qexp.models.torch needs PyTorch 2.4 or newer; install it with `pip install "qexp[torch]"`'

@@ -19,7 +19,7 @@ THREADS: Final = 1
 def deterministic() -> Iterator[None]:
     """Fix everything in torch's global state that a gradient's bits may depend on."""
     threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    algorithms = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     precision = torch.get_float32_matmul_precision()
     fast_attention = torch.backends.mha.get_fastpath_enabled()
@@ -37,5 +37,5 @@ def deterministic() -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_attention)
         torch.set_float32_matmul_precision(precision)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
         torch.set_num_threads(threads)

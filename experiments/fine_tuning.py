@@ -11,7 +11,7 @@ from qexp import KroneckerCurvature
 from qexp.bits import insecure_test_generator
 from qexp.finetune import FineTuneResult, Schedule, Shrinkage, fine_tune
 
-__all__ = ["fine_tuned", "planning_arguments", "planning_records"]
+__all__ = ["fine_tuned", "planning_arguments", "planning_records", "surrogate_arguments"]
 
 
 def fine_tuned(
@@ -52,6 +52,13 @@ def planning_arguments(task: Task, epsilon: float, delta: float, effort: Any) ->
         "n_records": len(task.X_private),
         "target_epsilon": epsilon,
         "target_delta": delta,
+        **surrogate_arguments(task, effort),
+    }
+
+
+def surrogate_arguments(task: Task, effort: Any) -> dict[str, Any]:
+    """Give those of them that say how the private domain is simulated."""
+    return {
         "surrogate": task.planning_surrogates or task.surrogate,
         "image_shape": task.image_shape,
         "public_group": task.planning_group,

@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.fine_tuning import planning_records
+from experiments.fine_tuning import planning_records, surrogate_arguments
 from experiments.lines import Lines
 from experiments.study.cells import CHOSEN_ON, Cell, run_planned, task_at
 from experiments.study.methods import StudyMethod
 from experiments.tasks import Task
 from qexp._progress import progress_bar
 from qexp.planning._domains import public_domains
-from qexp.surrogates import SURROGATE_KEEPS
 
 __all__ = ["Variant", "lines_at", "plan_variants", "run_variants"]
 
@@ -133,14 +132,5 @@ def _of(
 
 def _with_shifts(task: Task, effort: str) -> Task:
     """Draw the shifts of planning once for all variants: finding them takes as long as a plan."""
-    public = public_domains(
-        *planning_records(task),
-        surrogate=task.planning_surrogates or task.surrogate,
-        surrogate_keeps=SURROGATE_KEEPS,
-        image_shape=task.image_shape,
-        public_group=task.planning_group,
-        score=task.metric,
-        effort=effort,
-        seed=0,
-    )
+    public = public_domains(*planning_records(task), **surrogate_arguments(task, effort))
     return replace(task, planning_surrogates=public.shifts)

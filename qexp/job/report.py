@@ -223,11 +223,7 @@ def _plan(plan: Mapping[str, Any] | None) -> list[str]:
     return [
         "<h2>What was to be expected</h2>",
         f"<figure>{chart}<figcaption>{html.escape(what)}</figcaption></figure>",
-        _table(
-            "The curve in numbers",
-            ["ε", made.label, "deviation"],
-            rows,
-        ),
+        _table("The curve in numbers", ["ε", made.label, "deviation"], rows),
         f'<p class="soft">Chosen out of {len(plan["table"])} schedules on '
         f"{len(plan['surrogates'])} shifts of public records: "
         f"{html.escape('; '.join(plan['surrogates']))}.</p>",

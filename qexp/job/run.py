@@ -171,10 +171,11 @@ class _Run:
         made = _planned(job, inputs, progress=self.log.is_terminal)
         document = {"format": _PLAN_FORMAT, "version": 1, "settings": digest, "plan": made}
         _write_json(path, {**document, "sha256": _digest(document)})
+        expected = predicted(made)
         self.log.event(
             "planned",
             f"planned {made['schedule']['rounds']} round(s) in {time.monotonic() - began:.0f} s; "
-            f"predicted {predicted(made).name}: {predicted(made).sentence()}",
+            f"predicted {expected.name}: {expected.sentence()}",
             schedule=made["schedule"],
             score=made["score"],
             predicted_score=made["predicted_score"],

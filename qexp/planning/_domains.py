@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qexp.planning._halving import Effort, named_effort
 from qexp.planning._scorer import Score, Scorer
-from qexp.surrogates import Surrogate, image_surrogates, table_surrogates
+from qexp.surrogates import SURROGATE_KEEPS, Surrogate, image_surrogates, table_surrogates
 
 __all__ = ["PublicDomains", "public_domains", "split_shifted"]
 
@@ -46,12 +46,12 @@ def public_domains(
     y_public: ArrayLike,
     *,
     surrogate: str | Surrogate | Sequence[Surrogate],
-    surrogate_keeps: tuple[float, float],
+    surrogate_keeps: tuple[float, float] = SURROGATE_KEEPS,
     image_shape: tuple[int, int] | None,
     public_group: ArrayLike | None,
     score: Score,
     effort: str,
-    seed: int,
+    seed: int = 0,
 ) -> PublicDomains:
     """Check what :func:`qexp.planning.plan` and its like are given, and draw the shifts."""
     X, y = _records(model, X_public, y_public)

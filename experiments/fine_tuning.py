@@ -43,7 +43,8 @@ def fine_tuned(
 
 def planning_records(task: Task) -> tuple[Any, Any, Any]:
     """Give the model and the public records that settings are planned with."""
-    return task.planning or (task.model, task.X_held_out, task.y_held_out)
+    first = task.planned_on()[0]
+    return first.model, first.X_public, first.y_public
 
 
 def planning_arguments(task: Task, epsilon: float, delta: float, effort: Any) -> dict[str, Any]:
@@ -58,8 +59,10 @@ def planning_arguments(task: Task, epsilon: float, delta: float, effort: Any) ->
 
 def surrogate_arguments(task: Task, effort: Any) -> dict[str, Any]:
     """Give those of them that say how the private domain is simulated."""
+    first, *others = task.planned_on()
     return {
-        "surrogate": task.planning_surrogates or task.surrogate,
+        "surrogate": first.surrogate,
+        "rehearsals": others,
         "image_shape": task.image_shape,
         "public_group": task.planning_group,
         "score": task.metric,

@@ -65,6 +65,13 @@ def test_an_effort_asks_for_no_more_than_there_is(trials):
     assert len(search.outcomes[search.ranked()[0]].pairs) == 1
 
 
+def test_several_sources_give_as_many_surrogates_each(trials):
+    effort = Effort(3, ((None, 1, 10), (8, None, None)), refinements=0, finalists=0, repeats=0)
+    search = Halving(trials.prepare, effort.over(2), n_surrogates=7, n_records=100, seed=0)
+    search.run([GOAL])
+    assert trials.stages == [(2, 10), (7, 100)]
+
+
 def test_every_stage_and_surrogate_has_a_seed_of_its_own(trials):
     halving(trials).run([GOAL])
     assert trials.seeds == [7, 1007, 1008, 2007, 2008, 2009]

@@ -1,6 +1,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from qexp.bits import insecure_test_generator
 from qexp.datasets import load_digits
 from qexp.finetune import Schedule, fine_tune
 from qexp.models import mlp
-from qexp.planning import candidate_schedules, plan
+from qexp.planning import Rehearsal, candidate_schedules, plan
 from qexp.planning._grid import neighbours
 from qexp.planning._kronecker_trial import KroneckerTrial, eigen_factors
 from qexp.planning._simulation import noise_loss
@@ -336,6 +337,55 @@ def test_public_records_of_another_domain_may_stand_for_private_ones(rare):
 def test_surrogates_of_tables_are_as_hard_by_auroc(rare):
     made = planned(rare, surrogate="tabular", score="auroc", candidates=[GOOD])
     assert 0.55 < made.score_before < 0.92
+
+
+def stays(X, y, rng):
+    return X, y
+
+
+def test_rehearsals_count_as_much_as_the_move_of_ones_own(digits):
+    model, X, y = digits
+    other = model.with_weights(model.weights / 2)
+    judged = []
+
+    def score(tuned, X_test, y_test):
+        """On the rehearsal's records, which are negative, whatever moves is bad."""
+        rehearsed = X_test.min() < 0
+        judged.append(rehearsed)
+        if rehearsed:
+            return -float(np.abs(tuned.weights - other.weights).max())
+        return 1e-3 * float(tuned.score(X_test, y_test))
+
+    rehearsal = Rehearsal(other, -X, y, [stays, stays])
+    many = [replace(GOOD, clipping_norm=1 + i / 100) for i in range(70)]
+    arguments = {"surrogate": [transposed, transposed], "score": score}
+    alone = planned(digits, **arguments)
+    assert alone.schedule == GOOD
+    assert not any(judged)
+    made = planned(digits, **arguments, rehearsals=[rehearsal])
+    assert made.schedule == USELESS
+    assert [name.split()[1] for name in made.surrogates] == ["transposed", "stays"] * 2
+    first = planned(digits, **arguments, rehearsals=[rehearsal], candidates=[*many, USELESS])
+    # The first stage, that of one surrogate, has one of each.
+    assert {row["surrogates"] for row in first.table} == {2, 4}
+    assert first.schedule == USELESS
+
+
+def test_all_surrogates_of_ones_own_are_used(digits):
+    made = planned(digits, surrogate=[transposed] * 4)
+    assert {row["surrogates"] for row in made.table} == {4}
+
+
+def test_wrong_rehearsals_are_refused(digits):
+    model, X, y = digits
+    with pytest.raises(TypeError, match=r"a tuple; they need to be qexp\.planning\.Rehearsal"):
+        planned(digits, rehearsals=[(model, X, y)])
+    with pytest.raises(ValueError, match="39 weights and the model to plan for 1810"):
+        planned(digits, rehearsals=[Rehearsal(MODEL, X_PUBLIC, Y, stays)])
+    with pytest.raises(ValueError, match="NaN"):
+        planned(digits, rehearsals=[Rehearsal(model, X * np.nan, y, stays)])
+    with pytest.raises(ValueError, match="'images', 'tabular'"):
+        planned(digits, rehearsals=[Rehearsal(model, X, y, "sounds")])
 
 
 def test_tables_with_a_public_group(digits):

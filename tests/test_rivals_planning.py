@@ -9,6 +9,7 @@ import pytest
 from qexp.bits import insecure_test_generator
 from qexp.datasets import load_digits
 from qexp.models import mlp
+from qexp.planning import Rehearsal
 from qexp.planning._halving import EFFORTS
 from qexp.rivals import (
     METHODS,
@@ -60,6 +61,27 @@ def test_the_plan_is_the_best_on_surrogates(digits):
     assert means == sorted(means, reverse=True)
     assert json.loads(json.dumps(made.describe()))["settings"]["steps"] == 16
     assert planned(digits).table == made.table
+
+
+def stays(X, y, rng):
+    return X, y
+
+
+def test_rehearsals_have_models_and_public_records_of_their_own(digits, monkeypatch):
+    model, X, y = digits
+    other = model.with_weights(model.weights / 2)
+    algorithm, seen = dp_gd.algorithm, set()
+
+    def watched(model, boundary, settings, public):
+        seen.add((float(np.abs(model.weights).max()), float(public.X.min()) < 0))
+        return algorithm(model, boundary, settings, public)
+
+    monkeypatch.setitem(dp_gd.__dict__, "algorithm", watched)
+    made = planned(digits, rehearsals=[Rehearsal(other, -X, y, [stays] * 3)])
+    most = float(np.abs(model.weights).max())
+    assert seen == {(most, False), (most / 2, True)}
+    assert [name.split("(")[0] for name in made.surrogates[::2]] == ["ImageShift"] * 3
+    assert {row["surrogates"] for row in made.table} == {6}
 
 
 def test_the_best_is_refined(digits, monkeypatch):

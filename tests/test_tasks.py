@@ -34,24 +34,24 @@ def check(task, name, sizes):
     """Check what all tasks have in common; `sizes` are of private and test records."""
     assert task.name == name
     assert (len(task.X_private), len(task.X_test)) == sizes
-    model, X_planning, y_planning = task.planning or (task.model, task.X_held_out, task.y_held_out)
+    rehearsals = task.planned_on()
     d = task.model.layer_sizes[0]
     for X, y in (
         (task.X_public, task.y_public),
         (task.X_held_out, task.y_held_out),
         (task.X_private, task.y_private),
         (task.X_test, task.y_test),
-        (X_planning, y_planning),
+        *((move.X_public, move.y_public) for move in rehearsals),
     ):
         assert X.dtype == np.float32
         assert X.shape == (len(y), d)
         assert np.isfinite(X).all()
         assert y.max() < task.model.layer_sizes[-1]
-    assert model.layer_sizes == task.model.layer_sizes
+    assert all(move.model.layer_sizes == task.model.layer_sizes for move in rehearsals)
     assert task.curvature_records().shape[1] == d
     assert (task.image_shape is None) == (task.surrogate != "images")
     if task.planning_group is not None:
-        assert len(task.planning_group) == len(X_planning)
+        assert len(task.planning_group) == len(rehearsals[0].X_public)
     measures = task.measures(task.model)
     expected = {"accuracy"} | (
         {"auroc", "auprc", "calibration_error"} if task.metric == "auroc" else set()

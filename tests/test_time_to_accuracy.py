@@ -54,7 +54,7 @@ class Counting:
 
     def method(self, name):
         def planned(task, epsilon, delta, effort):
-            assert not isinstance(task.planning_surrogates, str | None)
+            assert not isinstance(task.planned_on()[0].surrogate, str)
             self.plans.append(name)
             return {"of": name}
 

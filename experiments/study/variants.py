@@ -132,5 +132,7 @@ def _of(
 
 def _with_shifts(task: Task, effort: str) -> Task:
     """Draw the shifts of planning once for all variants: finding them takes as long as a plan."""
+    first, *others = task.planned_on()
     public = public_domains(*planning_records(task), **surrogate_arguments(task, effort))
-    return replace(task, planning_surrogates=public.shifts)
+    shifts = [shift for source, shift in public.domains if source is public.sources[0]]
+    return replace(task, rehearsals=[replace(first, surrogate=shifts), *others])

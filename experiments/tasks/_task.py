@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qexp.measures import area_under_roc, average_precision, calibration_error
 from qexp.models import MultilayerPerceptron
-from qexp.surrogates import Surrogate
+from qexp.planning import Rehearsal
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,14 +35,12 @@ class Task:
         What counts on the test records.
     surrogate : {"images", "tabular"}
         The kind of records.
-    planning_surrogates : sequence of shifts, optional
-        What public records are put to for planning. Default: what the planner makes of `surrogate`.
     image_shape : (int, int) or None
         Height and width of images.
-    planning : (model, X, y), optional
-        What schedules are planned with, where the held-out records are too few to stand for the
-        private ones: a model that was pretrained on a part of the public records, and the others.
-        Default: the model and the held-out records.
+    rehearsals : sequence of Rehearsal
+        What settings are planned on, where the held-out records are too few to stand for the
+        private ones: such as a model that was pretrained on a part of the public records, and the
+        others. Default: the model and the held-out records, shifted as their kind is.
     planning_group : array, optional
         A public column of the records that schedules are planned with, such as the care unit.
     X_curvature : array, optional
@@ -63,9 +61,8 @@ class Task:
     y_test: NDArray[np.uint8]
     metric: Literal["accuracy", "auroc"] = "accuracy"
     surrogate: Literal["images", "tabular"] = "images"
-    planning_surrogates: Sequence[Surrogate] | None = None
     image_shape: tuple[int, int] | None = None
-    planning: tuple[MultilayerPerceptron, NDArray[np.float32], NDArray[np.uint8]] | None = None
+    rehearsals: Sequence[Rehearsal] = ()
     planning_group: NDArray[Any] | None = None
     X_curvature: NDArray[np.float32] | None = None
     fit_arguments: Mapping[str, Any] | None = None
@@ -73,6 +70,11 @@ class Task:
     def curvature_records(self) -> NDArray[np.float32]:
         """Give the public records that curvature is made of."""
         return self.X_held_out if self.X_curvature is None else self.X_curvature
+
+    def planned_on(self) -> Sequence[Rehearsal]:
+        """Give what settings are planned on, at least one."""
+        held_out = Rehearsal(self.model, self.X_held_out, self.y_held_out, self.surrogate)
+        return self.rehearsals or [held_out]
 
     def non_private(self) -> MultilayerPerceptron:
         """Fine-tune without privacy."""

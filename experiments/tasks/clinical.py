@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from experiments.tasks._task import Task, split
 from qexp.datasets import load_mimic3, load_physionet2012, standardise
 from qexp.models import MultilayerPerceptron, mlp, softmax_regression
+from qexp.planning import Rehearsal
 from qexp.surrogates import OtherRecords
 
 _CORONARY, _CARDIAC_SURGERY, _MEDICAL, _SURGICAL = 1, 2, 3, 4
@@ -29,7 +30,7 @@ def icu_cardiac(seed: int = 0, *, hidden: int | None = None) -> Task:
     """PhysioNet 2012: medical and surgical stays; private: coronary care and cardiac surgery.
 
     The public stays are those of sets a and b; the private ones those of set a, tested on those of
-    set b. Schedules are planned on the move from medical to surgical stays, both public.
+    set b. Schedules are planned on the moves from medical to surgical stays and back, all public.
     """
     features, died, unit, number = _physionet()
     public = np.flatnonzero(np.isin(unit, (_MEDICAL, _SURGICAL)))
@@ -42,7 +43,7 @@ def icu_cardiac(seed: int = 0, *, hidden: int | None = None) -> Task:
         np.flatnonzero(heart & (number == 0)),
         np.flatnonzero(heart & (number == 1)),
         n_held_out=_HELD_OUT,
-        planning=(np.flatnonzero(unit == _MEDICAL), np.flatnonzero(unit == _SURGICAL)),
+        units=(np.flatnonzero(unit == _MEDICAL), np.flatnonzero(unit == _SURGICAL)),
         hidden=hidden,
         seed=seed,
     )
@@ -126,15 +127,20 @@ def _task(
     test: NDArray[np.intp],
     *,
     n_held_out: int,
-    planning: tuple[NDArray[np.intp], NDArray[np.intp]] | None = None,
+    units: tuple[NDArray[np.intp], NDArray[np.intp]] | None = None,
     hidden: int | None,
     seed: int,
 ) -> Task:
+    """Make a task of which schedules are planned by moving from some public stays to others.
+
+    Between `units` both ways, as they differ; else once from a half drawn at random to the rest.
+    """
     kept, out = (public[part] for part in split(len(public), n_held_out, seed))
-    if planning is None:
+    if units is None:
         half, others = split(len(public), len(public) // 2, seed)
-        planning = public[half], public[others]
-    seen, unseen = planning
+        moves = [(public[half], public[others])]
+    else:
+        moves = [units, units[::-1]]
     # Scaled by public stays alone; what is further off than any of those may be is cut. A column
     # that is the same for all of them, such as a unit that none of them was in, has no public
     # curvature: whitened, it would be all that is left of a private gradient once it is clipped.
@@ -153,8 +159,15 @@ def _task(
         y_test=died[test],
         metric="auroc",
         surrogate="tabular",
-        planning=(_pretrained(X[seen], died[seen], hidden, seed), X[seen], died[seen]),
-        planning_surrogates=[OtherRecords(X[unseen], died[unseen], keep) for keep in _KEPT],
+        rehearsals=[
+            Rehearsal(
+                _pretrained(X[seen], died[seen], hidden, seed),
+                X[seen],
+                died[seen],
+                [OtherRecords(X[unseen], died[unseen], keep) for keep in _KEPT],
+            )
+            for seen, unseen in moves
+        ],
         X_curvature=X[public],
         fit_arguments=_FIT,
     )

@@ -14,6 +14,7 @@ from experiments.tasks._task import Task, split
 from qexp.datasets import load_mnist, load_usps
 from qexp.datasets.images import resize, rotate
 from qexp.models import MultilayerPerceptron, mlp
+from qexp.planning import Rehearsal
 from qexp.surrogates import image_surrogates
 
 _EPOCHS = 12
@@ -93,7 +94,7 @@ def usps_to_mnist(seed: int = 0) -> Task:
         X_test=_in_usps_frame(mnist.x_test),
         y_test=mnist.y_test,
         image_shape=(16, 16),
-        planning=(part, others, labels),
+        rehearsals=[Rehearsal(part, others, labels, "images")],
     )
 
 
@@ -134,11 +135,12 @@ def augmented(base: Callable[[int], Task], seed: int = 0) -> Task:
         )
     ]
     X, y = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    model, held_out = task.model.fit(X, y, epochs=6, seed=seed), (task.X_held_out, task.y_held_out)
     return replace(
         task,
         name=f"{task.name}_augmented",
-        model=task.model.fit(X, y, epochs=6, seed=seed),
-        planning_surrogates=drawn(task.X_held_out, task.y_held_out, count=3),
+        model=model,
+        rehearsals=[Rehearsal(model, *held_out, drawn(*held_out, count=3))],
     )
 
 

@@ -4,8 +4,9 @@ What qexp and its rivals share lies in ``_domains`` (the simulated private domai
 ``_halving``; what is simulated in ``_kronecker_trial`` and ``_trials``.
 """
 
+from qexp.planning._domains import Rehearsal
 from qexp.planning._grid import candidate_schedules
 from qexp.planning._plan import Plan
 from qexp.planning._planner import plan
 
-__all__ = ["Plan", "candidate_schedules", "plan"]
+__all__ = ["Plan", "Rehearsal", "candidate_schedules", "plan"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -13,10 +14,43 @@ from qexp.planning._halving import Effort, named_effort
 from qexp.planning._scorer import Score, Scorer
 from qexp.surrogates import SURROGATE_KEEPS, Surrogate, image_surrogates, table_surrogates
 
-__all__ = ["PublicDomains", "public_domains", "split_shifted"]
+__all__ = ["PublicDomains", "Rehearsal", "Source", "public_domains", "split_shifted"]
 
 _MOST_TEST_RECORDS: Final = 4000
 _PRIVATE_SHARE: Final = 0.6
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """A move between public domains, to plan on beside one's own.
+
+    Such as a model of surgical wards for one of medical wards, each tried on the other's records:
+    of many schedules that are alike on one move, the first is the luckiest on that move.
+
+    Attributes
+    ----------
+    model : qexp.models.MultilayerPerceptron or alike
+        Pretrained, of as many weights as the model that is planned for.
+    X_public, y_public : array, shape (m, d) and (m,)
+        Public records that it has not seen, or at least that curvature may be made of, and their
+        labels.
+    surrogate : {"images", "tabular"}, callable, or sequence of callables
+        How the domain that it moves to is simulated, as in :func:`qexp.planning.plan`.
+    """
+
+    model: Any
+    X_public: ArrayLike
+    y_public: ArrayLike
+    surrogate: str | Surrogate | Sequence[Surrogate]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A pretrained model, and public records in its dtype with their labels."""
+
+    model: Any
+    X: NDArray[Any]
+    y: NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,19 +59,21 @@ class PublicDomains:
 
     Attributes
     ----------
-    X, y : array
-        Public records in the model's dtype, and their labels.
     scorer : Scorer
     effort : Effort
-    shifts : list of Surrogate
-        What makes a private domain of those records.
+    domains : list of (Source, Surrogate)
+        The shift makes a private domain of the source's records. The model planned for comes
+        first; sources take turns, so that the first few domains are of all.
     """
 
-    X: NDArray[Any]
-    y: NDArray[Any]
     scorer: Scorer
     effort: Effort
-    shifts: list[Surrogate]
+    domains: list[tuple[Source, Surrogate]]
+
+    @property
+    def sources(self) -> list[Source]:
+        """Every source once, the one planned for first."""
+        return list(dict.fromkeys(source for source, _ in self.domains))
 
 
 def public_domains(
@@ -47,6 +83,7 @@ def public_domains(
     *,
     surrogate: str | Surrogate | Sequence[Surrogate],
     surrogate_keeps: tuple[float, float] = SURROGATE_KEEPS,
+    rehearsals: Sequence[Rehearsal] = (),
     image_shape: tuple[int, int] | None,
     public_group: ArrayLike | None,
     score: Score,
@@ -54,11 +91,34 @@ def public_domains(
     seed: int = 0,
 ) -> PublicDomains:
     """Check what :func:`qexp.planning.plan` and its like are given, and draw the shifts."""
-    X, y = _records(model, X_public, y_public)
-    budget, scorer = named_effort(effort), Scorer(score, y)
+    budget = named_effort(effort)
+    moves = [Rehearsal(model, X_public, y_public, surrogate), *_checked(rehearsals, model)]
     drawn = {"count": budget.surrogates, "seed": seed, "keeps": surrogate_keeps}
-    shifts = _shifts(surrogate, model, X, y, scorer, image_shape, public_group, drawn)
-    return PublicDomains(X, y, scorer, budget, shifts)
+    own: list[list[tuple[Source, Surrogate]]] = []
+    for move in moves:
+        source = Source(move.model, *_records(move.model, move.X_public, move.y_public))
+        scorer = Scorer(score, source.y)
+        # A public column is of the records that came with it.
+        group = None if own else public_group
+        shifts = _shifts(move.surrogate, source, scorer, image_shape, group, drawn)
+        own.append([(source, shift) for shift in shifts])
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*own))
+    return PublicDomains(scorer, budget.over(len(moves)), [d for d in turns if d is not None])
+
+
+def _checked(rehearsals: Sequence[Rehearsal], model: Any) -> Sequence[Rehearsal]:
+    for rehearsal in rehearsals:
+        if not isinstance(rehearsal, Rehearsal):
+            raise TypeError(
+                f"rehearsals hold a {type(rehearsal).__name__}; they need to be "
+                "qexp.planning.Rehearsal"
+            )
+        if len(rehearsal.model.weights) != len(model.weights):
+            raise ValueError(
+                f"a rehearsal's model has {len(rehearsal.model.weights)} weights and the model to "
+                f"plan for {len(model.weights)}; they need as many"
+            )
+    return rehearsals
 
 
 def _records(
@@ -83,9 +143,7 @@ def _records(
 
 def _shifts(
     surrogate: str | Surrogate | Sequence[Surrogate],
-    model: Any,
-    X: NDArray[Any],
-    y: NDArray[Any],
+    source: Source,
     scorer: Scorer,
     image_shape: tuple[int, int] | None,
     group: ArrayLike | None,
@@ -99,6 +157,7 @@ def _shifts(
         if not given or not all(callable(shift) for shift in given):
             raise TypeError("surrogate needs functions shift(X, y, rng) -> (X, y), at least one")
         return given
+    model, X, y = source.model, source.X, source.y
     if surrogate == "images":
         return list(image_surrogates(model, X, y, image_shape=image_shape, **drawn))
     if surrogate == "tabular":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
 import numpy as np
@@ -28,8 +28,9 @@ class Effort:
     Attributes
     ----------
     surrogates : int
-    stages : tuple of (int or None, int, int or None)
-        Candidates, surrogates and records at most.
+        How many shifts are drawn.
+    stages : tuple of (int or None, int or None, int or None)
+        Candidates, surrogates and records at most; None for all.
     refinements : int
         How often what is near the best is tried.
     finalists, repeats : int
@@ -37,23 +38,27 @@ class Effort:
     """
 
     surrogates: int
-    stages: tuple[tuple[int | None, int, int | None], ...]
+    stages: tuple[tuple[int | None, int | None, int | None], ...]
     refinements: int
     finalists: int
     repeats: int
+
+    def over(self, sources: int) -> Effort:
+        """Give the effort of as many surrogates from each of several sources."""
+        return replace(self, stages=tuple((c, s and s * sources, r) for c, s, r in self.stages))
 
 
 EFFORTS: Final = {
     "quick": Effort(
         3,
-        ((None, 1, 500), (64, 3, 800), (24, 3, 2500), (8, 3, None)),
+        ((None, 1, 500), (64, None, 800), (24, None, 2500), (8, None, None)),
         refinements=2,
         finalists=8,
         repeats=4,
     ),
     "full": Effort(
         5,
-        ((None, 2, 1000), (128, 5, 1500), (48, 5, 4000), (16, 5, None)),
+        ((None, 2, 1000), (128, None, 1500), (48, None, 4000), (16, None, None)),
         refinements=3,
         finalists=12,
         repeats=4,
@@ -102,7 +107,7 @@ class Halving(Generic[C]):
         ``(candidate, number of the surrogate, seed) -> (score, accuracy)``.
     effort : Effort
     n_surrogates : int
-        How many there are, though an effort may ask for more.
+        How many there are, though a stage may ask for more.
     n_records : int
         Of the private data.
     seed : int
@@ -190,7 +195,7 @@ class Halving(Generic[C]):
     def _prepared(self, stage: int) -> tuple[int, int, Try[C]]:
         """Give the surrogates and records of a stage, and what tries a candidate on them."""
         _, most_surrogates, most_records = self._effort.stages[stage]
-        surrogates = min(most_surrogates, self._n_surrogates)
+        surrogates = min(most_surrogates or self._n_surrogates, self._n_surrogates)
         records = min(most_records or self._n_records, self._n_records)
         return surrogates, records, self._prepare(surrogates, records)
 

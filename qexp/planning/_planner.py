@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from qexp import _checks
 from qexp.finetune import Schedule
-from qexp.planning._domains import public_domains
+from qexp.planning._domains import Rehearsal, public_domains
 from qexp.planning._grid import candidate_schedules, neighbours
 from qexp.planning._halving import Effort, Halving, Outcome
 from qexp.planning._plan import Plan
@@ -39,6 +39,7 @@ def plan(
     target_delta: float,
     surrogate: Literal["images", "tabular"] | Surrogate | Sequence[Surrogate] = "images",
     surrogate_keeps: tuple[float, float] = SURROGATE_KEEPS,
+    rehearsals: Sequence[Rehearsal] = (),
     image_shape: tuple[int, int] | None = None,
     public_group: ArrayLike | None = None,
     curvature: Literal["kronecker", "dense"] | Maker = "kronecker",
@@ -73,6 +74,10 @@ def plan(
         The least and the most that a drawn shift leaves of the model's score above chance. A plan
         is as bold as its shifts are strong: of a model that was trained on shifted records of its
         own, and errs less on a new domain, they need to leave more.
+    rehearsals : sequence of Rehearsal
+        Further moves between public domains, each a pretrained model with public records and
+        surrogates of its own. Schedules are ranked by the mean over all of them; give each as
+        many surrogates, where they are to count alike.
     image_shape : (int, int), optional
         Height and width, for "images". Default: square.
     public_group : array, shape (m,), optional
@@ -100,7 +105,7 @@ def plan(
         ``score(model, X, y)``, larger for better. Losses that are not finite, and runs that
         diverge, rank last.
     effort : {"quick", "full"}
-        Three surrogates, or five and more trials on each.
+        Three drawn surrogates, or five and more trials on each. Of your own, all are used.
     seed : int
         Of shifts, splits and noise.
     progress : bool
@@ -150,13 +155,14 @@ def plan(
         y_public,
         surrogate=surrogate,
         surrogate_keeps=surrogate_keeps,
+        rehearsals=rehearsals,
         image_shape=image_shape,
         public_group=public_group,
         score=score,
         effort=effort,
         seed=seed,
     )
-    simulation = Simulation(model, public, n, noise, target_delta, curvature, n_components, seed)
+    simulation = Simulation(public, n, noise, target_delta, curvature, n_components, seed)
     grid = candidate_schedules(rounds) if candidates is None else list(candidates)
     if candidates is None:
         grid = [replace(s, curvature_share=share) for share in curvature_shares for s in grid]
@@ -168,7 +174,7 @@ def plan(
     halving = Halving(
         simulation.tries,
         public.effort,
-        n_surrogates=len(public.shifts),
+        n_surrogates=len(public.domains),
         n_records=n,
         seed=seed,
         work=lambda candidate: candidate[0].rounds,
@@ -196,7 +202,7 @@ def plan(
         target_epsilon=float(target_epsilon),
         target_delta=float(target_delta),
         n_records=n,
-        surrogates=tuple(str(shift) for shift in public.shifts),
+        surrogates=tuple(str(shift) for _, shift in public.domains),
         table=table,
         curve=simulation.curve(best, halving.outcomes[best].pairs, float(target_epsilon)),
     )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qexp.finetune import Schedule
-from qexp.planning._domains import PublicDomains, split_shifted
+from qexp.planning._domains import PublicDomains, Source, split_shifted
 from qexp.planning._halving import Try
 from qexp.planning._scorer import Scorer
 from qexp.planning._trials import Maker, Trial, make_trials
@@ -35,7 +35,6 @@ class Simulation:
 
     def __init__(
         self,
-        model: Any,
         public: PublicDomains,
         n_records: int,
         noise: float,
@@ -44,18 +43,25 @@ class Simulation:
         n_components: Sequence[int],
         seed: int,
     ) -> None:
-        self.scorer = scorer = public.scorer
+        self.scorer = public.scorer
         self.noise, self.delta, self.seed, self.n_records = noise, delta, seed, n_records
-        self.domains: dict[int | None, list[_Shifted]] = {}
-        for k, trial in make_trials(model, public.X, curvature, n_components, delta):
-            self.domains[k] = [
-                _simulated(model, shift, public.X, public.y, trial, n_records, seed + i)
-                for i, shift in enumerate(public.shifts)
+        trials = {
+            source: dict(make_trials(source.model, source.X, curvature, n_components, delta))
+            for source in public.sources
+        }
+        self.domains: dict[int | None, list[_Shifted]] = {
+            k: [
+                _simulated(source, shift, trials[source][k], n_records, seed + i)
+                for i, (source, shift) in enumerate(public.domains)
             ]
+            for k in trials[public.sources[0]]
+        }
         first = next(iter(self.domains.values()))
         self.before = float(np.mean([domain.before for domain in first]))
         self.loss_before = float(np.mean([domain.loss_before for domain in first]))
-        self.score_before = float(np.mean([scorer(model, d.X_test, d.y_test)[0] for d in first]))
+        self.score_before = float(
+            np.mean([self.scorer(d.source.model, d.X_test, d.y_test)[0] for d in first])
+        )
         self._kept: dict[tuple[float, int | None], NDArray[np.float64]] = {}
         self._draws: dict[tuple[float, float, int | None], tuple[float, float]] = {}
 
@@ -125,6 +131,7 @@ class Simulation:
 class _Shifted:
     """One simulated private domain."""
 
+    source: Source
     trial: Trial
     X_test: NDArray[Any]
     y_test: NDArray[Any]
@@ -142,22 +149,21 @@ class _Shifted:
 
 
 def _simulated(
-    model: Any,
+    source: Source,
     shift: Surrogate,
-    X: NDArray[Any],
-    y: NDArray[Any],
     trial: Callable[[NDArray[Any], NDArray[Any]], Trial],
     n_records: int,
     seed: int,
 ) -> _Shifted:
     """Shift the public records and split them into simulated private and test records."""
-    X_private, y_private, X_test, y_test = split_shifted(shift, X, y, n_records, seed)
+    X_private, y_private, X_test, y_test = split_shifted(shift, source.X, source.y, n_records, seed)
     return _Shifted(
+        source,
         trial(X_private, y_private),
         X_test,
         y_test,
-        float(model.score(X_test, y_test)),
-        float(model.loss(X_test, y_test)),
+        float(source.model.score(X_test, y_test)),
+        float(source.model.loss(X_test, y_test)),
     )
 
 

@@ -8,7 +8,7 @@ longer. What a rival is tried with is its own algorithm, on a boundary that simu
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks
 from qexp.models import MultilayerPerceptron
-from qexp.planning._domains import PublicDomains, public_domains, split_shifted
+from qexp.planning._domains import PublicDomains, Rehearsal, Source, public_domains, split_shifted
 from qexp.planning._halving import Halving, Outcome, Try
 from qexp.planning._scorer import Score
 from qexp.planning._simulation import figures
@@ -99,6 +99,7 @@ def plan_rival(
     neighboring_relation: str = "replace_special",
     surrogate: Literal["images", "tabular"] | Surrogate | Sequence[Surrogate] = "images",
     surrogate_keeps: tuple[float, float] = SURROGATE_KEEPS,
+    rehearsals: Sequence[Rehearsal] = (),
     image_shape: tuple[int, int] | None = None,
     public_group: ArrayLike | None = None,
     candidates: Iterable[Any] | None = None,
@@ -123,7 +124,7 @@ def plan_rival(
         n of the private data; public.
     target_epsilon, target_delta, neighboring_relation
         The privacy of the job to come.
-    surrogate, surrogate_keeps, image_shape, public_group, score, effort, seed
+    surrogate, surrogate_keeps, rehearsals, image_shape, public_group, score, effort, seed
         As in :func:`qexp.planning.plan`.
     candidates : iterable of settings, optional
         Default: the method's grid, whose best are refined at the end; candidates of your own are
@@ -162,17 +163,18 @@ def plan_rival(
         y_public,
         surrogate=surrogate,
         surrogate_keeps=surrogate_keeps,
+        rehearsals=rehearsals,
         image_shape=image_shape,
         public_group=public_group,
         score=score,
         effort=effort,
         seed=seed,
     )
-    simulation = _Simulation(method, model, public, n, target, seed)
+    simulation = _Simulation(method, public, n, target, seed)
     halving: Halving[Any] = Halving(
         simulation.tries,
         public.effort,
-        n_surrogates=len(public.shifts),
+        n_surrogates=len(public.domains),
         n_records=n,
         seed=seed,
         progress=progress,
@@ -194,7 +196,7 @@ def plan_rival(
         target_epsilon=target.epsilon,
         target_delta=target.delta,
         n_records=n,
-        surrogates=tuple(str(shift) for shift in public.shifts),
+        surrogates=tuple(str(shift) for _, shift in public.domains),
         table=table,
     )
 
@@ -215,50 +217,61 @@ class _Simulation:
     def __init__(
         self,
         method: Method[Any],
-        model: Any,
         public: PublicDomains,
         n_records: int,
         target: Target,
         seed: int,
     ) -> None:
         self.scorer = public.scorer
-        self.method, self.model, self.public = method, model, PublicData(public.X, public.y)
-        self.n_records, self.target, self.seed = n_records, target, seed
+        self.method, self.n_records, self.target = method, n_records, target
         self.domains = [
-            split_shifted(shift, public.X, public.y, n_records, seed + i)
-            for i, shift in enumerate(public.shifts)
+            _Domain(source, *split_shifted(shift, source.X, source.y, n_records, seed + i))
+            for i, (source, shift) in enumerate(public.domains)
         ]
         self.before = float(
-            np.mean([model.score(X_test, y_test) for _, _, X_test, y_test in self.domains])
+            np.mean([d.source.model.score(d.X_test, d.y_test) for d in self.domains])
         )
 
     def tries(self, surrogates: int, records: int) -> Try[Any]:
         """Give what fine-tunes with settings on a surrogate's first records, and scores it."""
-        domains = [
-            (X[:records], y[:records], X_test, y_test)
-            for X, y, X_test, y_test in self.domains[:surrogates]
-        ]
+        domains = [replace(d, X=d.X[:records], y=d.y[:records]) for d in self.domains[:surrogates]]
         # Heads on fixed features ask for nothing but the gradients at the pretrained weights.
-        fast: Any = self.model
-        if isinstance(self.model, MultilayerPerceptron):
-            fast = PublicPerceptron(self.model)
-            for X, y in [(self.public.X, self.public.y), *((X, y) for X, y, _, _ in domains)]:
-                fast.keep(X, y)
-        return lambda settings, i, seed: self._tried(fast, settings, domains[i], seed)
+        fast = {domain.source: _fast(domain.source, domains) for domain in domains}
+        return lambda settings, i, seed: self._tried(
+            fast[domains[i].source], settings, domains[i], seed
+        )
 
-    def _tried(
-        self,
-        model: Any,
-        settings: Any,
-        domain: tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]],
-        seed: int,
-    ) -> tuple[float, float]:
+    def _tried(self, model: Any, settings: Any, domain: _Domain, seed: int) -> tuple[float, float]:
         """Give score and accuracy."""
-        X, y, X_test, y_test = domain
-        boundary = SimulatedBoundary(X, y, self.target, self.n_records, np.random.default_rng(seed))
-        tuned = self.method.algorithm(model, boundary, settings, self.public)
+        source, rng = domain.source, np.random.default_rng(seed)
+        boundary = SimulatedBoundary(domain.X, domain.y, self.target, self.n_records, rng)
+        public = PublicData(source.X, source.y)
+        tuned = self.method.algorithm(model, boundary, settings, public)
         if tuned.diverged:
             return self.scorer.of_diverged, 0.0
         # A score of the caller's own gets a model of the caller's own.
-        judged = self.model if callable(self.scorer.score) else model
-        return self.scorer(model_at(judged, tuned.theta), X_test, y_test)
+        judged = source.model if callable(self.scorer.score) else model
+        return self.scorer(model_at(judged, tuned.theta), domain.X_test, domain.y_test)
+
+
+@dataclass(frozen=True, eq=False)
+class _Domain:
+    """Simulated private records of a source's model, and those of the test."""
+
+    source: Source
+    X: NDArray[Any]
+    y: NDArray[Any]
+    X_test: NDArray[Any]
+    y_test: NDArray[Any]
+
+
+def _fast(source: Source, domains: Sequence[_Domain]) -> Any:
+    """Give a perceptron that knows the gradients of all its records; other models as they are."""
+    if not isinstance(source.model, MultilayerPerceptron):
+        return source.model
+    model = PublicPerceptron(source.model)
+    model.keep(source.X, source.y)
+    for domain in domains:
+        if domain.source is source:
+            model.keep(domain.X, domain.y)
+    return model

@@ -12,11 +12,12 @@ from qexp import DenseCurvature, KroneckerCurvature
 from qexp.bits import insecure_test_generator
 from qexp.datasets import load_digits
 from qexp.finetune import Schedule, fine_tune
-from qexp.models import mlp
+from qexp.models import mlp, softmax_regression
 from qexp.planning import Rehearsal, candidate_schedules, plan
+from qexp.planning._domains import public_domains
 from qexp.planning._grid import neighbours
 from qexp.planning._kronecker_trial import KroneckerTrial, eigen_factors
-from qexp.planning._simulation import noise_loss
+from qexp.planning._simulation import Simulation, noise_loss
 from qexp.planning._trials import GeneralTrial
 from qexp.privacy import calibrate_mu
 from qexp.surrogates import OtherRecords
@@ -369,6 +370,34 @@ def test_rehearsals_count_as_much_as_the_move_of_ones_own(digits):
     # The first stage, that of one surrogate, has one of each.
     assert {row["surrogates"] for row in first.table} == {2, 4}
     assert first.schedule == USELESS
+
+
+def test_paths_need_to_save_a_part_of_what_can_be_saved_only():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(2000, 6)).astype(np.float32)
+    # Coins that hardly know the features: no weights save much of the loss.
+    y = (rng.random(2000) < 0.5 + 0.1 * np.tanh(X[:, 0])).astype(np.uint8)
+    model = softmax_regression(6, 2)
+    public = public_domains(
+        model,
+        X,
+        y,
+        surrogate=stays,
+        image_shape=None,
+        public_group=None,
+        score="accuracy",
+        effort="quick",
+    )
+    simulation = Simulation(public, 1200, 1e-4, 1e-5, "kronecker", (), seed=0)
+    full = Schedule(rounds=16, clipping_norm=10.0, step_size=0.3, damping=1e-3)
+    tiny = replace(full, rounds=1, step_size=0.01)
+    assert simulation.hopeful([(full, None), (tiny, None)]) == [(full, None)]
+    assert simulation.loss_before == pytest.approx(math.log(2))
+    # What the better one saves is far from a quarter of the loss.
+    score, _ = simulation.tries(1, 1200)((full, None), 0, 0)
+    assert score > simulation.score_before
+    tuned = simulation.domains[None][0].trial.tune(full, 0.0, rng)
+    assert tuned.loss(X, y) > 0.9 * math.log(2)
 
 
 def test_all_surrogates_of_ones_own_are_used(digits):

@@ -130,10 +130,11 @@ def plan(
     First, closed forms discard hopeless candidates: with q = 1 - ηρ/(1-m), the noise of T rounds
     leaves an expected loss of ½ Σ_ρ ρ (η c √T / ((1-m) n μ))² (1-q^2T)/(1-q²) in the quadratic
     model, ρ the eigenvalues of H A⁻¹; and a path T η/(1-m) along which even the slope of the loss
-    at the start saves too little leads nowhere. Then the rest is simulated, by successive halving
-    (Jamieson and Talwalkar, AISTATS 2016): on one surrogate and few records first, the best ones
-    on all surrogates and more records. What is near the best is tried then, and at the end the
-    best several times more: of many that are alike, a single noisy trial picks the luckiest.
+    at the start saves too little of ½ gᵀA⁻¹g, g the mean gradient, leads nowhere. Then the rest is
+    simulated, by successive halving (Jamieson and Talwalkar, AISTATS 2016): on one surrogate and
+    few records first, the best ones on all surrogates and more records. What is near the best is
+    tried then, and at the end the best several times more: of many that are alike, a single noisy
+    trial picks the luckiest.
 
     A draw moves the weights by -η A⁻¹ (mean clipped gradient + noise of c/(nμ)). Where m < n
     simulated private records are at hand, the mean is over those m, and the noise is that of n:
@@ -212,7 +213,7 @@ def _hopeful(
     pool: Sequence[Candidate], simulation: Simulation, effort: Effort
 ) -> Sequence[Candidate]:
     """Give the candidates worth a trial; where they are few, those of the least noise."""
-    hopeful = [candidate for candidate in pool if simulation.is_hopeful(candidate)]
+    hopeful = simulation.hopeful(pool)
     few = effort.stages[1][0]
     if few is not None and len(hopeful) < few:
         return sorted(pool, key=simulation.noise_loss)[:few]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -21,9 +21,11 @@ from qexp.surrogates import Surrogate
 __all__ = ["Candidate", "Simulation", "figures", "noise_loss"]
 
 # Hopeless is noise that costs more than this share of the loss before, and a path that would not
-# save this share of it even if the slope at the start lasted.
+# save this share of what can be saved even if the slope at the start lasted.
 _MOST_NOISE_LOSS: Final = 0.2
 _LEAST_SAVING: Final = 0.25
+# No record's gradient is as long; in single precision a norm of 1e-15 still divides it.
+_UNCLIPPED: Final = 1e15
 _CURVE: Final = (1 / 4, 1 / 2, 2, 4)
 _CURVE_RECORDS: Final = 3000
 
@@ -89,15 +91,28 @@ class Simulation:
             ]
         return tuple({"epsilon": eps, **figures(points[eps])} for eps in sorted(points))
 
-    def is_hopeful(self, candidate: Candidate) -> bool:
-        """Tell whether closed forms leave a candidate a chance."""
+    def hopeful(self, pool: Sequence[Candidate]) -> list[Candidate]:
+        """Give the candidates that closed forms leave a chance."""
+        # An order may get better, or a score of one's own, where the loss hardly does.
+        by_loss = self.scorer.score in ("accuracy", "loss")
+        least = _LEAST_SAVING * self._savable(pool) if by_loss else 0.0
+        most = _MOST_NOISE_LOSS * self.loss_before
+        return [c for c in pool if self._saving(c) >= least and self.noise_loss(c) <= most]
+
+    def _savable(self, pool: Sequence[Candidate]) -> float:
+        """Predict what none of the candidates can save more than.
+
+        That is ½ gᵀA⁻¹g, g the mean gradient, at the least damping, and the whole loss at most:
+        where labels are noisy, by far the most of it stays whatever is learnt.
+        """
+        whole = (self._first_draw((replace(s, clipping_norm=_UNCLIPPED), k)) for s, k in pool)
+        return min(self.loss_before, max(0.5 * norm**2 for norm, _ in whole))
+
+    def _saving(self, candidate: Candidate) -> float:
+        """Predict what a candidate's path would save if the slope at the start lasted."""
         schedule, _ = candidate
         reach = schedule.rounds * schedule.step_size / (1 - schedule.momentum)
-        saving = reach * self._first_draw(candidate)[1]
-        cost = self.noise_loss(candidate)
-        # An order may get better, or a score of one's own, where the loss hardly does.
-        least = _LEAST_SAVING if self.scorer.score in ("accuracy", "loss") else 0.0
-        return saving >= least * self.loss_before and cost <= _MOST_NOISE_LOSS * self.loss_before
+        return reach * self._first_draw(candidate)[1]
 
     def noise_loss(self, candidate: Candidate) -> float:
         """Predict the loss through the noise of all rounds."""

@@ -27,6 +27,7 @@ __all__ = [
     "Surrogate",
     "TableShift",
     "image_surrogates",
+    "record_surrogates",
     "table_surrogates",
 ]
 
@@ -371,6 +372,40 @@ def table_surrogates(
         )
         for share in _kept_shares(_checks.count(count, "count"), keeps)
     ]
+
+
+def record_surrogates(X: ArrayLike, y: ArrayLike) -> list[OtherRecords]:
+    """Put public records of another domain in the place of those given.
+
+    Of two classes, once each with the first and the second half as common as it is, and once with
+    both as they are: how common the rare one is in private, such as deaths, is seldom known.
+
+    Parameters
+    ----------
+    X : array, shape (m, d)
+        Public records that the model was not pretrained on.
+    y : array, shape (m,)
+        Their labels.
+
+    Returns
+    -------
+    list of OtherRecords
+
+    Raises
+    ------
+    ValueError
+        If there are not as many labels as records.
+    """
+    features, labels = np.asarray(X), np.asarray(y)
+    if features.ndim != 2 or labels.shape != (len(features),):
+        raise ValueError(
+            f"X has shape {features.shape} and y {labels.shape}; they need (m, d) and (m,)"
+        )
+    classes = np.unique(labels).tolist()
+    keeps: list[dict[int, float] | None] = [None]
+    if len(classes) == 2:
+        keeps = [{classes[1]: 0.5}, None, {classes[0]: 0.5}]
+    return [OtherRecords(features, labels, keep) for keep in keeps]
 
 
 def _kept_shares(count: int, keeps: tuple[float, float]) -> list[float]:

@@ -104,7 +104,8 @@ def write(folder, text=JOB, name="job.toml", **changes):
     for key, value in changes.items():
         section, _, key = key.partition("__")
         line = "" if value is None else f"{key} = {value}\n"
-        text, found = re.subn(rf"(?ms)^(\[{section}\]\n.*?)^{key} = [^\n]*\n", rf"\1{line}", text)
+        within = rf"(\[{section}\]\n(?:(?!^\[).)*?)"
+        text, found = re.subn(rf"(?ms)^{within}^{key} = [^\n]*\n", rf"\1{line}", text)
         if not found:
             text = text.replace(f"[{section}]\n", f"[{section}]\n{line}")
     path = folder / name
@@ -194,6 +195,18 @@ def test_settings_are_typed_and_paths_relative_to_the_file(folder, monkeypatch):
         ({"public__surrogate_keeps": "[0.9, 0.8]"}, "the smaller first"),
         ({"public__surrogate_keeps": "0.9"}, "a list of two numbers above 0 and below 1"),
         ({"schedule__score": '"f1"'}, "schedule.score: is 'f1'; it needs one of \"accuracy\""),
+        ({"public__surrogate": '"records"'}, 'both belong to public.surrogate = "records"'),
+        ({"public__surrogate_labels": '"s.npy"'}, 'both belong to public.surrogate = "records"'),
+        (
+            {
+                "public__surrogate": '"records"',
+                "public__surrogate_features": '"s.npy"',
+                "public__surrogate_labels": '"t.npy"',
+                "public__image_shape": None,
+                "public__surrogate_keeps": "[0.8, 0.9]",
+            },
+            "public.surrogate_keeps: is of drawn shifts",
+        ),
         ({"public__features": "[]"}, "public.features: is []; it needs a path"),
         ({"projection__kind": '"srht"'}, "there is no such"),
         ({"run__wall_time": '"90 min"'}, "run.wall_time: is '90 min'; it needs seconds, \"hh"),
@@ -274,6 +287,7 @@ def test_the_explanation_names_every_key(folder):
         assert f"[{section}]" in text
         for key in vars(getattr(loaded, section)):
             assert f"  {key} " in text
+    assert "[[rehearsal]]  a further move" in text
 
 
 # -------------------------------------------------------------------------------------- inputs
@@ -551,6 +565,114 @@ def test_a_plan_takes_its_score_and_the_strength_of_its_shifts(
     report = (folder / "out" / "report.html").read_text()
     assert "mean loss, nats, on surrogates" in report
     assert f"fine-tuning: {-plan['score_before']:.4g} nats" in report
+
+
+REHEARSAL = """
+[[rehearsal]]
+weights = "other.npy"
+features = "other-x.npy"
+labels = "other-y.npy"
+surrogate_features = "public-x.npy"
+surrogate_labels = "public-y.npy"
+"""
+RECORDS = {
+    "public__surrogate": '"records"',
+    "public__surrogate_features": '"other-x.npy"',
+    "public__surrogate_labels": '"other-y.npy"',
+    "public__image_shape": None,
+}
+
+
+@pytest.fixture
+def two_domains(folder):
+    """Public records of another domain, and a model of it."""
+    chance = np.random.default_rng(5)
+    X = chance.uniform(size=(150, 16)).astype(np.float32)
+    np.save(folder / "other-x.npy", X)
+    np.save(folder / "other-y.npy", np.argmax(X[:, :3] + X[:, 5:8], axis=1))
+    np.save(folder / "other.npy", np.load(folder / "weights.npy") / 2)
+    return folder
+
+
+def test_a_plan_may_be_made_on_other_public_records_there_and_back(
+    two_domains, small_grid, monkeypatch, capsys
+):
+    folder, asked, whole = two_domains, [], planning.plan
+
+    def seen(*arguments, **options):
+        asked.append(options)
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(planning, "plan", seen)
+    path = write(folder, JOB + REHEARSAL, **PLANNED, **RECORDS)
+    assert cli.main(["run", str(path)]) == 0
+    (there,), (back,) = asked[0]["surrogate"], asked[0]["rehearsals"]
+    public, other = (np.load(folder / f"{name}-x.npy") for name in ("public", "other"))
+    np.testing.assert_array_equal(there.X, other)
+    np.testing.assert_array_equal(back.X_public, other)
+    np.testing.assert_array_equal(back.surrogate[0].X, public)
+    np.testing.assert_array_equal(back.model.weights * 2, np.load(folder / "weights.npy"))
+    plan = json.loads((folder / "out" / "plan.json").read_text())["plan"]
+    names = [f"OtherRecords({n} records, keep=None)" for n in (150, 200)]
+    assert plan["surrogates"] == names
+    certificate = json.loads((folder / "out" / "certificate.json").read_text())
+    assert certificate["job"]["rehearsal"][0]["weights"] == "other.npy"
+    # Whatever the plan is made of, it belongs to.
+    assert cli.main(["run", str(path), "--resume"]) == 0
+    for name in ("other-x.npy", "other.npy"):
+        array = np.load(folder / name)
+        np.save(folder / name, array + np.float32(0.01))
+        assert cli.main(["run", str(path), "--resume"]) == ExitCode.BAD_INPUT
+        assert "made for another job file" in capsys.readouterr().err
+        np.save(folder / name, array)
+
+
+def test_a_plan_may_be_made_on_rehearsals_alone(two_domains, small_grid):
+    folder = two_domains
+    only = {
+        "public__surrogate": '"rehearsals"',
+        "public__labels": None,
+        "public__image_shape": None,
+    }
+    path = write(folder, JOB + REHEARSAL, **PLANNED, **only, public__curvature='"diagonal"')
+    assert cli.main(["run", str(path)]) == 0
+    plan = json.loads((folder / "out" / "plan.json").read_text())["plan"]
+    assert plan["surrogates"] == ["OtherRecords(200 records, keep=None)"]
+    without = write(folder, **PLANNED, **only)
+    with pytest.raises(SettingsError, match=r'"rehearsals" needs at least one section \[\[rehears'):
+        load_settings(without)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (REHEARSAL.replace("[[rehearsal]]", "[rehearsal]"), "rehearsal: needs double brackets"),
+        ('[[rehearsal]]\nweights = "w"', "rehearsal[0].features: is missing"),
+        (REHEARSAL + "weight = 3", "did you mean rehearsal[0].weights?"),
+        ("[[rehearsals]]", "rehearsals: there is no such section; did you mean rehearsal?"),
+        (REHEARSAL, 'rehearsal: is for a plan, schedule.rounds = "plan"'),
+    ],
+)
+def test_mistakes_of_rehearsals_are_named(folder, text, message):
+    with pytest.raises(SettingsError) as caught:
+        load_settings(write(folder, JOB + text))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("other.npy", np.zeros(5, np.float32), "rehearsal[0].weights are 5 numbers; the model ne"),
+        ("other-x.npy", np.zeros((150, 3)), "the model needs (rows, 16)"),
+        ("other-y.npy", np.zeros(7, int), "public.surrogate_features have 150 rows and public.su"),
+        ("other.npy", np.zeros(5, int), "rehearsal[0].weights: "),
+    ],
+)
+def test_files_of_a_plan_that_do_not_fit_are_bad_input(two_domains, name, array, message, capsys):
+    np.save(two_domains / name, array)
+    path = write(two_domains, JOB + REHEARSAL, **PLANNED, **RECORDS)
+    assert cli.main(["run", str(path)]) == ExitCode.BAD_INPUT
+    assert message in capsys.readouterr().err
 
 
 def test_a_score_that_the_classes_do_not_have_is_bad_input(folder, small_grid, capsys):

@@ -12,6 +12,7 @@ from qexp.surrogates import (
     OtherRecords,
     TableShift,
     image_surrogates,
+    record_surrogates,
     table_surrogates,
 )
 
@@ -163,6 +164,16 @@ def test_wrong_groups_are_refused(digits):
         table_surrogates(model, X, y, group=y[:-1])
     with pytest.raises(ValueError, match="one a record"):
         table_shift(group=np.zeros(3), keep={0.0: 1.0})(np.zeros((4, 3)), np.zeros(4), RNG)
+
+
+def test_of_two_classes_either_may_be_rarer():
+    X, y = RNG.normal(size=(300, 63)), np.arange(300) % 3
+    assert [shift.keep for shift in record_surrogates(X, y)] == [None]
+    shifts = record_surrogates(X, 5 * (y == 0))
+    assert [shift.keep for shift in shifts] == [{5: 0.5}, None, {0: 0.5}]
+    assert all(shift.X is X for shift in shifts)
+    with pytest.raises(ValueError, match=r"\(300, 63\) and y \(299,\)"):
+        record_surrogates(X, y[1:])
 
 
 def test_other_records_take_the_place_of_those_given():

@@ -16,8 +16,10 @@ from qexp.curvature import Curvature, DenseCurvature, IdentityCurvature
 from qexp.job.settings import JobSettings
 from qexp.layered import LayeredCurvature
 from qexp.models import MultilayerPerceptron
+from qexp.planning import Rehearsal
 from qexp.projections import SRHT, Identity, Projection
 from qexp.shards import Shards, _opened, open_shards
+from qexp.surrogates import record_surrogates
 
 __all__ = ["Inputs", "open_inputs"]
 
@@ -34,6 +36,9 @@ class Inputs:
         Pretrained.
     X_public, y_public, public_groups : ndarray or None
         Public, in memory.
+    rehearsals : list of Rehearsal
+        What a plan is made on, the job's own model first unless only others are wanted; empty
+        without a plan.
     shards : qexp.shards.Shards
         This rank's share of the private records; nothing of them is in memory.
     projection : Projection or None
@@ -45,6 +50,7 @@ class Inputs:
     X_public: NDArray[Any] | None
     y_public: NDArray[Any] | None
     public_groups: NDArray[Any] | None
+    rehearsals: list[Rehearsal]
     shards: Shards
     projection: Projection | None
     make_curvature: Maker
@@ -84,11 +90,8 @@ def open_inputs(job: JobSettings, *, rank: int = 0, size: int = 1) -> Inputs:
     if X is not None:
         _require_width(model, X.shape, "public.features")
         for name, other in (("labels", y), ("groups", groups)):
-            if other is not None and len(other) != len(X):
-                raise ValueError(
-                    f"public.features have {len(X)} rows and public.{name} {len(other)}; they "
-                    "need the same"
-                )
+            if other is not None:
+                _require_as_many(X, other, "public.features", f"public.{name}")
     p = len(model.weights)
     projection: Projection | None = None
     if job.projection.kind == "srht":
@@ -104,6 +107,7 @@ def open_inputs(job: JobSettings, *, rank: int = 0, size: int = 1) -> Inputs:
         X_public=X,
         y_public=y,
         public_groups=groups,
+        rehearsals=_rehearsals(job, model, X, y) if job.schedule.rounds == "plan" else [],
         shards=shards,
         projection=projection,
         make_curvature=_maker(job, X, Identity(p) if projection is None else projection),
@@ -128,7 +132,7 @@ def _perceptron(job: JobSettings) -> MultilayerPerceptron:
     path, sizes = job.model.weights, job.model.layer_sizes
     assert path is not None
     assert sizes is not None
-    weights = _weights(path)
+    weights = _weights(path, "model.weights")
     if job.model.dtype is not None:
         weights = weights.astype(job.model.dtype)
     try:
@@ -139,28 +143,24 @@ def _perceptron(job: JobSettings) -> MultilayerPerceptron:
         )
 
 
-def _weights(path: str) -> NDArray[Any]:
+def _weights(path: str, key: str) -> NDArray[Any]:
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.lib.npyio.NpzFile):
             with loaded:
                 loaded = loaded["weights"]
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {path!r}; model.weights names it") from None
+        raise FileNotFoundError(f"there is no file {path!r}; {key} names it") from None
     except PermissionError as error:
-        raise PermissionError(f"model.weights: {path!r} cannot be read ({error.strerror})") from (
-            error
-        )
+        raise PermissionError(f"{key}: {path!r} cannot be read ({error.strerror})") from (error)
     # A damaged archive sets off almost anything in zipfile and NumPy.
     except Exception as error:
         raise ValueError(
-            f"model.weights: {path!r} cannot be used ({error}); it needs a .npy file, or .npz "
+            f"{key}: {path!r} cannot be used ({error}); it needs a .npy file, or .npz "
             "with an array `weights`"
         ) from error
     if loaded.dtype not in (np.float32, np.float64):
-        raise TypeError(
-            f"model.weights: {path!r} holds {loaded.dtype}; it needs float32 or float64"
-        )
+        raise TypeError(f"{key}: {path!r} holds {loaded.dtype}; it needs float32 or float64")
     weights: NDArray[Any] = loaded.reshape(-1)
     return weights
 
@@ -190,7 +190,7 @@ def _torch_model(job: JobSettings) -> Any:
             "needs to return a qexp.models.torch.TorchModel"
         )
     if job.model.weights is not None:
-        model = model.with_weights(_weights(job.model.weights))
+        model = model.with_weights(_weights(job.model.weights, "model.weights"))
     return model
 
 
@@ -214,6 +214,48 @@ class _Blocked:
 
 def _in_memory(paths: tuple[str, ...] | None, what: str) -> NDArray[Any] | None:
     return None if paths is None else np.asarray(_opened(paths, what, None))
+
+
+def _rehearsals(
+    job: JobSettings, model: Any, X: NDArray[Any] | None, y: NDArray[Any] | None
+) -> list[Rehearsal]:
+    made, public = [], job.public
+    bare = getattr(model, "_model", model)  # without its block size
+    if public.surrogate != "rehearsals":
+        shifts: Any = public.surrogate
+        if shifts == "records":
+            shifts = record_surrogates(*_labelled(model, public, "public.surrogate_"))
+        assert X is not None
+        assert y is not None
+        made.append(Rehearsal(bare, X, y, shifts))
+    for i, rehearsal in enumerate(job.rehearsal):
+        name = f"rehearsal[{i}]"
+        weights = _weights(rehearsal.weights, f"{name}.weights")
+        if weights.shape != model.weights.shape:
+            raise ValueError(
+                f"{name}.weights are {len(weights)} numbers; the model needs {len(model.weights)}"
+            )
+        others = record_surrogates(*_labelled(model, rehearsal, f"{name}.surrogate_"))
+        other = bare.with_weights(weights.astype(bare.weights.dtype))
+        made.append(Rehearsal(other, *_labelled(model, rehearsal, f"{name}."), others))
+    return made
+
+
+def _labelled(model: Any, section: Any, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read the records and labels whose keys begin with `name`, their section and a dot."""
+    prefix = name.rpartition(".")[2]
+    X = np.asarray(_opened(getattr(section, f"{prefix}features"), "features", None))
+    y = np.asarray(_opened(getattr(section, f"{prefix}labels"), "labels", None))
+    _require_width(model, X.shape, f"{name}features")
+    _require_as_many(X, y, f"{name}features", f"{name}labels")
+    return X, y
+
+
+def _require_as_many(X: NDArray[Any], other: NDArray[Any], name: str, others_name: str) -> None:
+    if len(other) != len(X):
+        raise ValueError(
+            f"{name} have {len(X)} rows and {others_name} {len(other)}; they need the same"
+        )
 
 
 def _require_width(model: Any, shape: tuple[int, ...], name: str) -> None:

@@ -370,9 +370,13 @@ def _schedule(job: JobSettings, plan: Mapping[str, Any] | None) -> Schedule:
 def _what_shapes_the_plan(job: JobSettings, inputs: Inputs) -> str:
     described = job.describe()
     arrays = [inputs.model.weights, inputs.X_public, inputs.y_public, inputs.public_groups]
+    for move in inputs.rehearsals:
+        arrays += [move.model.weights, np.asarray(move.X_public), np.asarray(move.y_public)]
+        for shift in move.surrogate if isinstance(move.surrogate, list) else ():
+            arrays += [shift.X, shift.y]
     return _digest(
         [
-            {name: described[name] for name in ("public", "schedule", "projection")},
+            {name: described[name] for name in ("public", "schedule", "projection", "rehearsal")},
             [job.privacy.epsilon, job.privacy.delta, job.run.public_seed],
             inputs.shards.n_records_total,
             [None if array is None else _checks.array_digest(array) for array in arrays],
@@ -388,19 +392,18 @@ def _planned(job: JobSettings, inputs: Inputs, *, progress: bool) -> dict[str, A
     # Of these, the planner knows a fast way.
     if public.curvature == "kronecker":
         make = "kronecker"
-    model = getattr(inputs.model, "_model", inputs.model)  # without its block size
-    assert inputs.X_public is not None
-    assert inputs.y_public is not None
+    first, *others = inputs.rehearsals
     shape = public.image_shape
     made = plan(
-        model,
-        inputs.X_public,
-        inputs.y_public,
+        first.model,
+        first.X_public,
+        first.y_public,
         n_records=inputs.shards.n_records_total,
         target_epsilon=job.privacy.epsilon,
         target_delta=job.privacy.delta,
-        surrogate=public.surrogate,
+        surrogate=first.surrogate,
         surrogate_keeps=public.surrogate_keeps,
+        rehearsals=others,
         image_shape=None if shape is None else (shape[0], shape[1]),
         public_group=inputs.public_groups,
         curvature=make,

@@ -205,19 +205,30 @@ class PublicSettings:
     features: tuple[str, ...] | None = _key(
         _PATHS, "files of rows (m, d); needed unless curvature is identity", None
     )
-    labels: tuple[str, ...] | None = _key(_PATHS, "files of classes (m,); needed for a plan", None)
+    labels: tuple[str, ...] | None = _key(
+        _PATHS, "files of classes (m,); needed for a plan but by rehearsals alone", None
+    )
     curvature: str = _key(
         _choice("kronecker", "dense", "diagonal", "identity"),
         "kronecker or diagonal: a block a layer; dense: over all (projected) weights; identity: "
         "none",
         "kronecker",
     )
-    surrogate: Literal["images", "tabular"] = _key(
-        _choice("images", "tabular"), "how a plan simulates the shift to private records", "images"
+    surrogate: Literal["images", "tabular", "records", "rehearsals"] = _key(
+        _choice("images", "tabular", "records", "rehearsals"),
+        "how a plan simulates the private records: drawn shifts of images or tables; public "
+        "records of another domain, which the model has not seen; or by the rehearsals alone",
+        "images",
+    )
+    surrogate_features: tuple[str, ...] | None = _key(
+        _PATHS, "files of rows (k, d), those of the other domain; needed for records", None
+    )
+    surrogate_labels: tuple[str, ...] | None = _key(
+        _PATHS, "files of classes (k,); needed for records", None
     )
     surrogate_keeps: tuple[float, float] = _key(
         _KEEPS,
-        "the least and the most of its accuracy above chance that these shifts leave the model: "
+        "the least and the most of its accuracy above chance that drawn shifts leave the model: "
         "the stronger they are, the bolder the plan",
         SURROGATE_KEEPS,
     )
@@ -225,6 +236,23 @@ class PublicSettings:
     groups: tuple[str, ...] | None = _key(
         _PATHS, "files of a column (m,) whose shares a tabular plan shifts", None
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RehearsalSettings:
+    """[[rehearsal]]: a further move between public domains to plan on, as often as there are."""
+
+    weights: str = _key(
+        _PATH, "of a perceptron of the same layer_sizes, pretrained on other public records"
+    )
+    features: tuple[str, ...] = _key(
+        _PATHS, "files of rows (m, d), public, for the curvature that belongs to it"
+    )
+    labels: tuple[str, ...] = _key(_PATHS, "files of classes (m,)")
+    surrogate_features: tuple[str, ...] = _key(
+        _PATHS, "files of rows (k, d), public, of the domain that it moves to"
+    )
+    surrogate_labels: tuple[str, ...] = _key(_PATHS, "files of classes (k,)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,14 +398,16 @@ class JobSettings:
     projection: ProjectionSettings
     output: OutputSettings
     run: RunSettings
+    rehearsal: tuple[RehearsalSettings, ...]
     path: str
 
     def describe(self) -> dict[str, Any]:
         """Give the settings that a certificate holds: nothing of private files, no folders."""
-        result = {
+        result: dict[str, Any] = {
             name: _without_folders(getattr(self, name))
             for name in ("model", "public", "privacy", "schedule", "projection", "run")
         }
+        result["rehearsal"] = [_without_folders(rehearsal) for rehearsal in self.rehearsal]
         result["private"] = {"max_records_per_user": self.private.max_records_per_user}
         return result
 
@@ -404,6 +434,7 @@ _SECTIONS: Final[dict[str, type]] = {
     "output": OutputSettings,
     "run": RunSettings,
 }
+_REPEATED: Final[dict[str, type]] = {"rehearsal": RehearsalSettings}
 
 
 # --- Reading ------------------------------------------------------------------------------------
@@ -441,11 +472,14 @@ def load_settings(path: str | os.PathLike[str], *, output: str | None = None) ->
         if isinstance(section, dict):
             section["folder"] = os.path.abspath(output)
     mistakes: list[str] = []
-    _refuse_unknown(document, _SECTIONS, "", "section", mistakes)
+    folder = os.path.dirname(name)
+    _refuse_unknown(document, {**_SECTIONS, **_REPEATED}, "", "section", mistakes)
     found = {
-        section: _section(kind, section, document.get(section, {}), os.path.dirname(name), mistakes)
+        section: _section(kind, section, document.get(section, {}), folder, mistakes)
         for section, kind in _SECTIONS.items()
     }
+    for section, kind in _REPEATED.items():
+        found[section] = _sections(kind, section, document.get(section, []), folder, mistakes)
     if not mistakes:
         settings = JobSettings(**found, path=name)
         mistakes += _contradictions(settings)
@@ -489,6 +523,18 @@ def _section(kind: Any, section: str, given: Any, folder: str, mistakes: list[st
         return None
 
 
+def _sections(
+    kind: Any, section: str, given: Any, folder: str, mistakes: list[str]
+) -> tuple[Any, ...]:
+    """Read sections that may stand there several times."""
+    if not isinstance(given, list):
+        mistakes.append(f"{section}: needs double brackets, [[{section}]]; it may be repeated")
+        return ()
+    return tuple(
+        _section(kind, f"{section}[{i}]", one, folder, mistakes) for i, one in enumerate(given)
+    )
+
+
 def _contradictions(job: JobSettings) -> list[str]:
     """Find what each key allows and the others do not."""
     found: list[str] = []
@@ -529,7 +575,14 @@ def _contradictions(job: JobSettings) -> list[str]:
             f"schedule.{', schedule.'.join(given)}: chosen by the plan; leave out, or give "
             "schedule.rounds as a number",
         )
-        need(public.labels is not None, "public.labels: is missing; a plan needs it")
+        need(
+            public.labels is not None or public.surrogate == "rehearsals",
+            "public.labels: is missing; a plan needs it",
+        )
+        need(
+            public.surrogate != "rehearsals" or bool(job.rehearsal),
+            'public.surrogate: "rehearsals" needs at least one section [[rehearsal]]',
+        )
         need(public.curvature != "identity", "public.curvature: a plan needs one; not identity")
         need(
             model.kind == "perceptron",
@@ -551,6 +604,7 @@ def _contradictions(job: JobSettings) -> list[str]:
                 getattr(schedule, name) is not None,
                 f"schedule.{name}: is missing; without a plan it needs a finite number above 0",
             )
+        need(not job.rehearsal, 'rehearsal: is for a plan, schedule.rounds = "plan"')
     need(
         not (schedule.refresh_curvature and schedule.curvature_share),
         "schedule.curvature_share: private curvature is paid for once and kept for all rounds; it "
@@ -564,6 +618,17 @@ def _contradictions(job: JobSettings) -> list[str]:
     need(
         public.labels is None or public.features is not None,
         "public.features: is missing, while public.labels is there",
+    )
+    need(
+        (public.surrogate == "records")
+        == (public.surrogate_features is not None)
+        == (public.surrogate_labels is not None),
+        "public.surrogate_features, public.surrogate_labels: both belong to public.surrogate = "
+        '"records", and to nothing else',
+    )
+    need(
+        public.surrogate in ("images", "tabular") or public.surrogate_keeps == SURROGATE_KEEPS,
+        "public.surrogate_keeps: is of drawn shifts; other records are as they are",
     )
     need(
         public.image_shape is None
@@ -609,9 +674,9 @@ def explain() -> str:
     lines = [
         "A job file is TOML. Paths are relative to it; ${NAME} stands for an environment variable.",
     ]
-    for section, kind in _SECTIONS.items():
-        summary = (kind.__doc__ or "").partition(": ")[2].strip()
-        lines += ["", f"[{section}]  {summary}"]
+    for kind in (*_SECTIONS.values(), *_REPEATED.values()):
+        section, _, summary = (kind.__doc__ or "").partition(": ")
+        lines += ["", f"{section}  {summary.strip()}"]
         for key in dataclasses.fields(kind):
             check: _Check = key.metadata["check"]
             default = "required" if key.default is MISSING else _default(key.default)

@@ -14,7 +14,10 @@ from qexp.planning._halving import Effort, named_effort
 from qexp.planning._scorer import Score, Scorer
 from qexp.surrogates import SURROGATE_KEEPS, Surrogate, image_surrogates, table_surrogates
 
-__all__ = ["PublicDomains", "Rehearsal", "Source", "public_domains", "split_shifted"]
+__all__ = ["PublicDomains", "Rehearsal", "Shifts", "Source", "public_domains", "split_shifted"]
+
+Shifts = Literal["images", "tabular"] | Surrogate | Sequence[Surrogate]
+"""How a private domain is simulated: shifts to draw, or functions of one's own."""
 
 _MOST_TEST_RECORDS: Final = 4000
 _PRIVATE_SHARE: Final = 0.6
@@ -41,7 +44,7 @@ class Rehearsal:
     model: Any
     X_public: ArrayLike
     y_public: ArrayLike
-    surrogate: str | Surrogate | Sequence[Surrogate]
+    surrogate: Shifts
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +84,7 @@ def public_domains(
     X_public: ArrayLike,
     y_public: ArrayLike,
     *,
-    surrogate: str | Surrogate | Sequence[Surrogate],
+    surrogate: Shifts,
     surrogate_keeps: tuple[float, float] = SURROGATE_KEEPS,
     rehearsals: Sequence[Rehearsal] = (),
     image_shape: tuple[int, int] | None,
@@ -142,7 +145,7 @@ def _records(
 
 
 def _shifts(
-    surrogate: str | Surrogate | Sequence[Surrogate],
+    surrogate: Shifts,
     source: Source,
     scorer: Scorer,
     image_shape: tuple[int, int] | None,

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from qexp import _checks
 from qexp.finetune import Schedule
-from qexp.planning._domains import Rehearsal, public_domains
+from qexp.planning._domains import Rehearsal, Shifts, public_domains
 from qexp.planning._grid import candidate_schedules, neighbours
 from qexp.planning._halving import Effort, Halving, Outcome
 from qexp.planning._plan import Plan
@@ -24,7 +24,7 @@ from qexp.planning._scorer import Score
 from qexp.planning._simulation import Candidate, Simulation, figures
 from qexp.planning._trials import Maker
 from qexp.privacy import calibrate_mu
-from qexp.surrogates import SURROGATE_KEEPS, Surrogate
+from qexp.surrogates import SURROGATE_KEEPS
 
 __all__ = ["plan"]
 
@@ -37,7 +37,7 @@ def plan(
     n_records: int,
     target_epsilon: float,
     target_delta: float,
-    surrogate: Literal["images", "tabular"] | Surrogate | Sequence[Surrogate] = "images",
+    surrogate: Shifts = "images",
     surrogate_keeps: tuple[float, float] = SURROGATE_KEEPS,
     rehearsals: Sequence[Rehearsal] = (),
     image_shape: tuple[int, int] | None = None,
@@ -57,7 +57,8 @@ def plan(
     Parameters
     ----------
     model : qexp.models.MultilayerPerceptron or alike
-        Pretrained.
+        Pretrained. Where the one to fine-tune has seen all public records, plan with one of as
+        many weights that was pretrained on a part of them.
     X_public : array, shape (m, d)
         Public records that pretraining has **not** seen, a few thousand or more.
     y_public : array, shape (m,)

@@ -16,7 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks
 from qexp.models import MultilayerPerceptron
-from qexp.planning._domains import PublicDomains, Rehearsal, Source, public_domains, split_shifted
+from qexp.planning._domains import (
+    PublicDomains,
+    Rehearsal,
+    Shifts,
+    Source,
+    public_domains,
+    split_shifted,
+)
 from qexp.planning._halving import Halving, Outcome, Try
 from qexp.planning._scorer import Score
 from qexp.planning._simulation import figures
@@ -25,7 +32,7 @@ from qexp.rivals._boundary import SimulatedBoundary
 from qexp.rivals._descent import model_at
 from qexp.rivals._method import Method, PublicData
 from qexp.rivals._public_perceptron import PublicPerceptron
-from qexp.surrogates import SURROGATE_KEEPS, Surrogate
+from qexp.surrogates import SURROGATE_KEEPS
 
 __all__ = ["RivalPlan", "plan_rival"]
 
@@ -97,7 +104,7 @@ def plan_rival(
     target_epsilon: float,
     target_delta: float,
     neighboring_relation: str = "replace_special",
-    surrogate: Literal["images", "tabular"] | Surrogate | Sequence[Surrogate] = "images",
+    surrogate: Shifts = "images",
     surrogate_keeps: tuple[float, float] = SURROGATE_KEEPS,
     rehearsals: Sequence[Rehearsal] = (),
     image_shape: tuple[int, int] | None = None,

@@ -140,9 +140,12 @@ def opacus_dp_sgd(
     learning_rate: float,
     momentum: float = 0.0,
     optimizer: str = "sgd",
+    averaging: float = 0.0,
     seed: int,
 ) -> Any:
     """Fine-tune a perceptron of tanh units by Opacus, and give the torch module.
+
+    `averaging` is that of :class:`qexp.rivals.SGDSettings`, done by torch.
 
     Raises
     ------
@@ -163,6 +166,11 @@ def opacus_dp_sgd(
         if len(model):
             model.append(torch.nn.Tanh())
         model.append(layer)
+    # Copied before Opacus hooks onto the model.
+    average = torch.optim.swa_utils.AveragedModel(
+        model, avg_fn=lambda mean, new, t: mean + (new - mean) * (1 - _decay(averaging, int(t)))
+    )
+    average.update_parameters(model)
     loader = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(y).long()),
         batch_size=round(rate * len(y)),
@@ -190,9 +198,16 @@ def opacus_dp_sgd(
             torch.nn.functional.cross_entropy(private(features), labels).backward()
             outer.step()
             done += 1
+            if averaging:
+                average.update_parameters(model)
             if done == steps:
                 break
-    return model
+    return average.module if averaging else model
+
+
+def _decay(most: float, step: int) -> float:
+    """Give the decay of an average that has seen so many steps, shorter at first."""
+    return min(most, (1 + step) / (10 + step))
 
 
 def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from scipy import stats
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from experiments import opacus_crosscheck as crosscheck
+from qexp.models import mlp
 
 
 def side(mean, n, epsilon=2.62, first_seed=0):
@@ -51,3 +52,38 @@ def test_comparisons_of_other_seeds_are_kept_side_by_side(tmp_path, monkeypatch)
     for result in (first, fresh, again):
         crosscheck.keep(result)
     assert json.loads(crosscheck.RESULTS.read_text("utf-8")) == [fresh, again]
+
+
+@pytest.mark.filterwarnings("ignore")  # of Opacus and torch about themselves
+def test_weights_of_opacus_are_averaged_as_ours_are():
+    pytest.importorskip("opacus")
+    chance = np.random.default_rng(0)
+    X = chance.normal(size=(40, 5)).astype(np.float32)
+    y = chance.integers(3, size=40)
+    start = mlp((5, 4, 3), seed=1).weights
+
+    def tuned(steps, averaging):
+        module = crosscheck.opacus_dp_sgd(
+            start,
+            (5, 4, 3),
+            X,
+            y,
+            rate=1.0,
+            steps=steps,
+            sigma=1e-9,
+            clipping_norm=1.0,
+            learning_rate=0.5,
+            averaging=averaging,
+            seed=0,
+        )
+        parts = [parameter.detach().numpy() for parameter in module.parameters()]
+        return np.concatenate([part.ravel() for part in parts])
+
+    path = [tuned(steps, 0.0) for steps in (1, 2, 3)]
+    layers = start[:24].reshape(4, 6), start[24:].reshape(3, 5)
+    average = np.concatenate([part.ravel() for x in layers for part in (x[:, :-1], x[:, -1])])
+    for step, weights in enumerate(path, start=1):
+        decay = min(0.25, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weights
+    np.testing.assert_allclose(tuned(3, 0.25), average, atol=1e-6)
+    assert np.abs(average - path[-1]).max() > 1e-4

@@ -176,9 +176,8 @@ def test_opacus_says_what_to_install(monkeypatch):
         opacus_crosscheck.torch_and_opacus()
 
 
-@pytest.mark.parametrize("change", [{"clipping": "automatic"}, {"averaging": 0.9}])
-def test_opacus_refuses_what_it_cannot_do(change):
-    settings = vars(SGDSettings(**change))
+def test_opacus_refuses_what_it_cannot_do():
+    settings = vars(SGDSettings(clipping="automatic"))
     with pytest.raises(ValueError, match="no counterpart"):
         time_to_accuracy._run_opacus(small_task(0), settings, 1.0, 1e-5, 0)
 

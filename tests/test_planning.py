@@ -170,6 +170,19 @@ def test_the_grid_spans_what_it_should():
     assert {s.rounds for s in candidate_schedules(rounds=3)} == {3}
 
 
+@pytest.mark.parametrize("schedule", candidate_schedules()[::7])
+def test_nothing_is_tried_twice(schedule):
+    near = neighbours(schedule, None)
+    for there in near:
+        # Other damping and back again is the same candidate, to the last bit.
+        back = [s for s in neighbours(there, None) if s.damping == schedule.damping]
+        if there.damping != schedule.damping:
+            assert schedule in back
+    # An average over one round is none.
+    assert all(s.averaged_rounds != 1 for s in near if not schedule.averaging)
+    assert schedule.averaged_rounds != 1
+
+
 @pytest.mark.parametrize("damping", [1e-3, 1e-2, 1e-1, 1.0, 10.0])
 def test_damping_shortens_no_step_along_a_curvature_of_one(damping):
     steps = {s.step_size / (1 + damping) for s in candidate_schedules() if s.damping == damping}
@@ -177,7 +190,9 @@ def test_damping_shortens_no_step_along_a_curvature_of_one(damping):
     schedule = Schedule(rounds=4, clipping_norm=1.0, step_size=2.0, damping=damping)
     for near in neighbours(schedule, None):
         if near.damping != damping:
-            assert near.step_size / (1 + near.damping) == pytest.approx(2.0 / (1 + damping))
+            assert near.step_size / (1 + near.damping) == pytest.approx(
+                2.0 / (1 + damping), rel=1e-5
+            )
 
 
 @pytest.fixture(scope="module")

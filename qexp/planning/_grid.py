@@ -15,10 +15,11 @@ __all__ = ["candidate_schedules", "neighbours"]
 _DAMPINGS: Final = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _CLIPPING_NORMS: Final = (0.3, 1.0, 3.0, 10.0)
 _ROUNDS: Final = (1, 2, 4, 8, 16, 32, 64)
+_SHARE: Final = 0.25
 # Step size without damping, momentum, averaging. Averaging takes the noise off long steps.
 _STEPS: Final = (
     (1.0, 0.0, 0.0),
-    (1.0, 0.0, 0.25),
+    (1.0, 0.0, _SHARE),
     (0.3, 0.0, 0.0),
     (0.1, 0.0, 0.0),
     (0.3, 0.8, 0.0),
@@ -53,7 +54,7 @@ def candidate_schedules(rounds: int | None = None) -> list[Schedule]:
         for damping, c, t, (eta, m, share) in itertools.product(
             _DAMPINGS, _CLIPPING_NORMS, counts, _STEPS
         )
-        if (m == 0 or t * (1 - m) >= 1.5) and (share == 0 or t >= 4)
+        if (m == 0 or t * (1 - m) >= 1.5) and (share == 0 or _averages_several(t))
     ]
 
 
@@ -61,20 +62,33 @@ def neighbours(schedule: Schedule, fixed_rounds: int | None) -> list[Schedule]:
     """Vary one setting at a time by half a step of the grid."""
     root = math.sqrt(10)
     varied: list[dict[str, Any]] = []
+    undamped = _rounded(schedule.step_size / _lengthening(schedule.damping))
     for damping in (schedule.damping / root, schedule.damping * root):
-        longer = _lengthening(damping) / _lengthening(schedule.damping)
-        varied += [{"damping": damping, "step_size": schedule.step_size * longer}]
+        damping = _rounded(damping)
+        varied += [{"damping": damping, "step_size": undamped * _lengthening(damping)}]
     varied += [{"clipping_norm": schedule.clipping_norm * f} for f in (0.55, 1.8)]
     varied += [{"step_size": schedule.step_size * f} for f in (0.55, 1.8)]
     varied += [
         {"clipping_norm": schedule.clipping_norm * f, "step_size": schedule.step_size / f}
         for f in (0.55, 1.8)
     ]
-    if schedule.rounds >= 4:
-        varied += [{"averaging": 0.0 if schedule.averaging else 0.25}]
+    if schedule.averaging or _averages_several(schedule.rounds):
+        varied += [{"averaging": 0.0 if schedule.averaging else _SHARE}]
     if fixed_rounds is None:
-        varied += [{"rounds": max(1, round(schedule.rounds * f))} for f in (0.7, 1.4)]
+        for count in (max(1, round(schedule.rounds * f)) for f in (0.7, 1.4)):
+            share = schedule.averaging if _averages_several(count) else 0.0
+            varied += [{"rounds": count, "averaging": share}]
     return [replace(schedule, **changes) for changes in varied]
+
+
+def _rounded(value: float) -> float:
+    """Let a step there and back end at the very same number, so that it is not tried twice."""
+    return float(f"{value:.6g}")
+
+
+def _averages_several(rounds: int) -> bool:
+    """Tell whether the share of so many rounds that is averaged is more than the last one."""
+    return round(_SHARE * rounds) > 1
 
 
 def _lengthening(damping: float) -> float:

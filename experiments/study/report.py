@@ -147,12 +147,12 @@ _HEAD: Final = """\
 
 Every method on every task, at the same (ε, δ = 1e-5) under `replace_special`, mean over seeds ±
 half of its 95 % interval. Settings are planned on shifted public records by the same stages of
-trials: of qexp's grid of 800 schedules closed forms leave 64 to 790 to try, each rival tries all
+trials: of qexp's grid of 780 schedules closed forms leave 64 to 770 to try, each rival tries all
 of its 90 to 216. Noise comes from reproducible test generators. Written by `python -m experiments
 report` from `experiments/results`, which `python -m experiments all` fills. Poisson samples
 (DP-SGD, SPARTA) are accounted for by privacy loss distributions, all other methods exactly. Seconds
-are a run's, without planning. Tasks and budgets that are not here were not run yet; `mnist_rotated`
-and `usps_to_mnist` were planned with an earlier grid and a single trial of each finalist."""
+are a run's, without planning. Tasks and budgets that are not here were not run yet; `usps_to_mnist`
+was planned with an earlier grid and a single trial of each finalist."""
 
 
 def _table(task: str, found: list[Summary], figure: str | None) -> str:

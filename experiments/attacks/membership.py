@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from experiments.attacks.bounds import clopper_pearson
-from experiments.attacks.one_run_audit import label_logits
+from experiments.attacks.logits import label_logits
 from qexp import KroneckerCurvature, Schedule, calibrate_mu, fine_tune
 from qexp.bits import insecure_test_generator
 from qexp.models import MultilayerPerceptron

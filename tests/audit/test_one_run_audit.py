@@ -44,16 +44,26 @@ def one_run():
 
 
 @pytest.fixture(scope="module")
+def scenes():
+    return _load("scenes")
+
+
+@pytest.fixture(scope="module")
+def pipelines():
+    return _load("pipelines")
+
+
+@pytest.fixture(scope="module")
 def membership():
     return _load("membership")
 
 
-def small_scene(one_run, n_canaries):
+def small_scene(scenes, n_canaries):
     rng = np.random.default_rng(5)
     X = rng.normal(size=(400, 30)) * np.geomspace(0.05, 2, 30)
     y = (X @ rng.normal(size=(30, 4))).argmax(axis=1)
     model = mlp((30, 24, 4), seed=0).fit(X[:300], y[:300], epochs=5)
-    return one_run.make_scene(model, X[:300], X[300:], y[300:], n_canaries=n_canaries, seed=1)
+    return scenes.make_scene(model, X[:300], X[300:], y[300:], n_canaries=n_canaries, seed=1)
 
 
 # ------------------------------------------------------------------------------------ the bounds
@@ -148,14 +158,15 @@ def test_on_gaussians_of_known_mu_bounds_cover_and_see(bounds, mu, least):
 
 
 @pytest.mark.parametrize("pipeline", ["kronecker", "srht", "rounds", "momentum", "estimator"])
-def test_no_pipeline_exceeds_its_claim(bounds, one_run, pipeline):
+def test_no_pipeline_exceeds_its_claim(bounds, scenes, pipelines, pipeline):
     if pipeline == "estimator":
         pytest.importorskip("sklearn")
     m = 600
-    scene = small_scene(one_run, m)
+    scene = small_scene(scenes, m)
     included = np.random.default_rng(2).random(m) < 0.5
+    trial = pipelines.Trial(included=included, epsilon=8.0, delta=1e-5, seed=11)
     more = {"n_components": 400} if pipeline == "srht" else {}
-    attacked = one_run.PIPELINES[pipeline](scene, included, 8.0, 1e-5, 11, **more)
+    attacked = pipelines.PIPELINES[pipeline](scene, trial, **more)
     found = bounds.judge(attacked.scores, included, delta=1e-5)
     assert attacked.mu == pytest.approx(1.666, abs=1e-3)
     assert max(found["mu_lo"], found["mu_lo_independent"]) <= attacked.mu
@@ -164,19 +175,23 @@ def test_no_pipeline_exceeds_its_claim(bounds, one_run, pipeline):
     assert found["epsilon_lo_gdp"] > 0.8
 
 
-def test_orthogonal_gradients_are_audited_nearly_to_the_claim(bounds, one_run):
+def test_orthogonal_gradients_are_audited_nearly_to_the_claim(bounds, pipelines):
     included = np.random.default_rng(4).random(3000) < 0.5
-    attacked = one_run.orthogonal(included, 4.0, 1e-5, 12)
+    attacked = pipelines.orthogonal(
+        pipelines.Trial(included=included, epsilon=4.0, delta=1e-5, seed=12)
+    )
     found = bounds.judge(attacked.scores, included, delta=1e-5)
     assert 0.85 * attacked.mu <= found["mu_lo_independent"] <= attacked.mu
     assert found["mu_lo"] <= attacked.mu
 
 
-def test_a_step_without_noise_is_caught(bounds, one_run):
+def test_a_step_without_noise_is_caught(bounds, scenes, pipelines):
     m = 600
-    scene = small_scene(one_run, m)
+    scene = small_scene(scenes, m)
     included = np.random.default_rng(6).random(m) < 0.5
-    attacked = one_run.noiseless(scene, included, 8.0, 1e-5, 13)
+    attacked = pipelines.noiseless(
+        scene, pipelines.Trial(included=included, epsilon=8.0, delta=1e-5, seed=13)
+    )
     found = bounds.judge(attacked.scores, included, delta=1e-5)
     assert attacked.mu is None
     assert found["accuracy"] == 1
@@ -184,14 +199,14 @@ def test_a_step_without_noise_is_caught(bounds, one_run):
     assert found["epsilon_lo"] == found["epsilon_lo_most"] > 4.5
 
 
-def test_scores_are_the_posterior_of_the_coins(one_run):
+def test_scores_are_the_posterior_of_the_coins(scenes, pipelines):
     """Against the same estimate from the noisy sum itself, with the whitened gradients at hand."""
     m = 50
-    scene = small_scene(one_run, m)
+    scene = small_scene(scenes, m)
     rng = np.random.default_rng(7)
     included = rng.random(m) < 0.5
-    model, c, sigma, eta = scene.model, one_run.CLIPPING_NORM, 4.0, 0.3
-    curvature = one_run.KroneckerCurvature.from_model(model, scene.X_public, damping=1e-2)
+    model, c, sigma, eta = scene.model, pipelines.CLIPPING_NORM, 4.0, 0.3
+    curvature = pipelines.KroneckerCurvature.from_model(model, scene.X_public, damping=1e-2)
     X = np.concatenate([scene.X_canaries, scene.X_honest])
     y = np.concatenate([scene.y_canaries, scene.y_honest])
     rows = np.concatenate([b.copy() for b in model.gradient_blocks(X, y).blocks()])
@@ -201,12 +216,11 @@ def test_scores_are_the_posterior_of_the_coins(one_run):
     noisy = coins @ s + sigma * rng.normal(size=s.shape[1])
     step = curvature.unwhiten(noisy) * (-eta / len(y))
 
-    evidence = one_run.Evidence(scene)
+    evidence = pipelines.Evidence(scene)
     evidence.add(
         model,
         step,
         curvature=curvature,
-        projection=one_run.Identity(model.n_parameters),
         clipping_norm=c,
         step_size=eta,
         noise_std=sigma,
@@ -240,8 +254,8 @@ def test_likelihood_ratios_find_members(membership):
     assert nothing["auc"] == pytest.approx(0.5, abs=0.01)
 
 
-def test_heart_learners_are_found_out_and_private_ones_are_not(membership, one_run):
-    scene = small_scene(one_run, 0)
+def test_heart_learners_are_found_out_and_private_ones_are_not(membership, scenes):
+    scene = small_scene(scenes, 0)
     rng = np.random.default_rng(9)
     X = scene.X_honest
     y = (scene.y_honest + rng.integers(0, 4, len(X)) * (rng.random(len(X)) < 0.4)) % 4

@@ -1,0 +1,277 @@
+"""The pipelines that a one-run audit attacks, each with what its attacker can see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+
+from experiments.attacks.evidence import Evidence
+from experiments.attacks.logits import best_threshold, label_logits
+from experiments.attacks.scenes import Scene
+from qexp import (
+    SRHT,
+    DenseCurvature,
+    IdentityCurvature,
+    KroneckerCurvature,
+    Schedule,
+    fine_tune,
+    sample_private_weights,
+)
+from qexp.bits import insecure_test_generator
+from qexp.models import mlp
+
+__all__ = ["CLIPPING_NORM", "DAMPING", "PIPELINES", "Attacked", "Trial", "noiseless", "orthogonal"]
+
+CLIPPING_NORM = 3.0
+DAMPING = 1e-2
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Trial:
+    """Which canaries are in the data, what is claimed of the release, and the seed of its noise."""
+
+    included: NDArray[np.bool_]
+    epsilon: float
+    delta: float
+    seed: int
+
+    def claim(self) -> dict[str, Any]:
+        """Give the arguments of a release; each time with the generator at its start."""
+        return {
+            "target_epsilon": self.epsilon,
+            "target_delta": self.delta,
+            "rng": insecure_test_generator(self.seed),
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Attacked:
+    """Scores of the canaries, above 0 for those guessed in the data, and the claim, if any."""
+
+    scores: NDArray[np.float64]
+    mu: float | None
+    clipped_share: float | None = None
+
+
+def _attacked(evidence: Evidence, mu: float | None) -> Attacked:
+    return Attacked(scores=evidence.scores(), mu=mu, clipped_share=evidence.clipped_share)
+
+
+Pipeline = Callable[[Scene, Trial], Attacked]
+
+
+def _curvature(scene: Scene) -> KroneckerCurvature:
+    return KroneckerCurvature.from_model(scene.model, scene.X_public, damping=DAMPING)
+
+
+def kronecker(scene: Scene, trial: Trial) -> Attacked:
+    return _one_round(scene, trial, _curvature(scene), None)
+
+
+def srht(scene: Scene, trial: Trial, n_components: int = 2000) -> Attacked:
+    projection = SRHT(scene.model.n_parameters, n_components, seed=trial.seed)
+    curvature = DenseCurvature.from_model(
+        scene.model, scene.X_public, projection=projection, damping=DAMPING
+    )
+    return _one_round(scene, trial, curvature, projection)
+
+
+def _one_round(scene: Scene, trial: Trial, curvature: Any, projection: Any) -> Attacked:
+    model = scene.model
+    release = sample_private_weights(
+        model.weights,
+        model.gradient_blocks(*scene.records(trial.included)),
+        curvature=curvature,
+        projection=projection,
+        clipping_norm=CLIPPING_NORM,
+        **trial.claim(),
+    )
+    evidence = Evidence(scene)
+    evidence.add(
+        model,
+        _difference(release.weights, model.weights),
+        curvature=curvature,
+        projection=projection,
+        clipping_norm=CLIPPING_NORM,
+        step_size=1.0,
+        noise_std=CLIPPING_NORM / release.mu,
+    )
+    return _attacked(evidence, release.mu)
+
+
+def rounds(scene: Scene, trial: Trial) -> Attacked:
+    schedule = Schedule(rounds=8, clipping_norm=CLIPPING_NORM, step_size=0.3, damping=DAMPING)
+    curvature = _curvature(scene)
+    path, mus = [scene.model], []
+
+    def watch(report: Any) -> None:
+        path.append(report.model)
+        mus.append(report.mu)
+
+    result = fine_tune(
+        scene.model,
+        *scene.records(trial.included),
+        schedule=schedule,
+        curvature=curvature,
+        **trial.claim(),
+        on_round=watch,
+    )
+    evidence = Evidence(scene)
+    for before, after, mu in zip(path[:-1], path[1:], mus, strict=True):
+        evidence.add(
+            before,
+            _difference(after.weights, before.weights),
+            curvature=curvature,
+            clipping_norm=CLIPPING_NORM,
+            step_size=schedule.step_size,
+            noise_std=CLIPPING_NORM / mu,
+        )
+    return _attacked(evidence, result.release.mu)
+
+
+def momentum(scene: Scene, trial: Trial) -> Attacked:
+    schedule = Schedule(
+        rounds=8,
+        clipping_norm=CLIPPING_NORM,
+        step_size=0.1,
+        damping=DAMPING,
+        momentum=0.8,
+        averaging=0.25,
+    )
+    curvature = _curvature(scene)
+    result = fine_tune(
+        scene.model,
+        *scene.records(trial.included),
+        schedule=schedule,
+        curvature=curvature,
+        **trial.claim(),
+    )
+    return _by_the_end(scene, result, schedule, curvature)
+
+
+def estimator(scene: Scene, trial: Trial) -> Attacked:
+    from qexp.estimator import PrivateFineTuner
+
+    schedule = Schedule(rounds=4, clipping_norm=CLIPPING_NORM, step_size=0.3, damping=DAMPING)
+    tuner = PrivateFineTuner(
+        scene.model,
+        target_epsilon=trial.epsilon,
+        target_delta=trial.delta,
+        public_data=(scene.X_public, None),
+        schedule=schedule,
+        insecure_test_seed=trial.seed,
+    ).fit(*scene.records(trial.included))
+    return _by_the_end(scene, tuner.result_, schedule, _curvature(scene))
+
+
+def _by_the_end(scene: Scene, result: Any, schedule: Schedule, curvature: Any) -> Attacked:
+    """Score by the released weights alone, as if all gradients were those at the start."""
+    weight = _weight_of_rounds(schedule)
+    evidence = Evidence(scene)
+    evidence.add(
+        scene.model,
+        _difference(result.release.weights, scene.model.weights),
+        curvature=curvature,
+        clipping_norm=schedule.clipping_norm,
+        step_size=schedule.step_size * sum(weight),
+        noise_std=schedule.clipping_norm
+        * math.sqrt(schedule.rounds * sum(w * w for w in weight))
+        / (sum(weight) * result.release.mu),
+    )
+    return _attacked(evidence, result.release.mu)
+
+
+def _weight_of_rounds(schedule: Schedule) -> list[float]:
+    """Give how much of each round's step is in the released weights."""
+    m, last = schedule.momentum, schedule.rounds
+    ends = range(last - max(1, schedule.averaged_rounds) + 1, last + 1)
+    return [
+        sum(sum(m**j for j in range(end - t + 1)) for end in ends if end >= t) / len(ends)
+        for t in range(1, last + 1)
+    ]
+
+
+def noiseless(scene: Scene, trial: Trial) -> Attacked:
+    """Step as `kronecker` does, without noise: clipped as it should be, and not private."""
+    model = scene.model
+    curvature = _curvature(scene)
+    total = np.zeros(model.n_parameters)
+    for block in model.gradient_blocks(*scene.records(trial.included)).blocks():
+        whitened = np.nan_to_num(curvature.whiten(block))
+        norms = np.maximum(linalg.norm(whitened, axis=1), CLIPPING_NORM)
+        total += (whitened * (CLIPPING_NORM / norms)[:, None]).sum(axis=0)
+    weights = (model.weights - curvature.unwhiten(total) / scene.n_records).astype(np.float32)
+    evidence = Evidence(scene)
+    evidence.add(
+        model,
+        _difference(weights, model.weights),
+        curvature=curvature,
+        clipping_norm=CLIPPING_NORM,
+        step_size=1.0,
+        noise_std=1e-2 * CLIPPING_NORM,
+    )
+    return _attacked(evidence, None)
+
+
+def fit(scene: Scene, trial: Trial) -> Attacked:
+    """Train by heart what is there, without privacy; guess that what is known by heart was.
+
+    How well is well enough is learned from a model trained on other coins.
+    """
+    seed = trial.seed
+    other = np.random.default_rng([seed, 2]).random(len(trial.included)) < 0.5
+    threshold = best_threshold(_label_logits(scene, other, seed + 1), other)
+    return Attacked(scores=_label_logits(scene, trial.included, seed) - threshold, mu=None)
+
+
+def _label_logits(scene: Scene, included: NDArray[np.bool_], seed: int) -> NDArray[np.float64]:
+    X, y = scene.records(included)
+    present = ~np.isnan(X[:, 0])
+    start = mlp((X.shape[1], 512, scene.model.n_classes), activation="relu", seed=seed)
+    model = start.fit(X[present], y[present], epochs=300, weight_decay=0.0, seed=seed)
+    return label_logits(model, scene.X_canaries, scene.y_canaries)
+
+
+def _difference(after: NDArray[Any], before: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(after.astype(np.float64) - before.astype(np.float64))
+
+
+class OrthogonalGradients:
+    """Records whose gradients are c e_i, or null: a RecordSource."""
+
+    def __init__(self, included: NDArray[np.bool_]) -> None:
+        self._included = included
+        self.n_records = self.n_parameters = len(included)
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        size = 64
+        for start in range(0, self.n_records, size):
+            here = self._included[start : start + size]
+            block = np.zeros((len(here), self.n_parameters), np.float32)
+            block[np.arange(len(here)), start + np.arange(len(here))] = CLIPPING_NORM * here
+            yield block
+
+
+def orthogonal(trial: Trial) -> Attacked:
+    m = len(trial.included)
+    release = sample_private_weights(
+        np.zeros(m),
+        OrthogonalGradients(trial.included),
+        curvature=IdentityCurvature(m),
+        clipping_norm=CLIPPING_NORM,
+        **trial.claim(),
+    )
+    return Attacked(
+        scores=-m / CLIPPING_NORM * release.weights - 0.5, mu=release.mu, clipped_share=1.0
+    )
+
+
+PIPELINES: dict[str, Pipeline] = {
+    made.__name__: made for made in (kronecker, srht, rounds, momentum, estimator, noiseless, fit)
+}

@@ -1,0 +1,97 @@
+"""``qexp calibrate``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any, Final
+
+from qexp.cli import _values
+from qexp.cli._commands import Commands
+
+__all__ = ["add_to"]
+
+# The ε at a few customary δ, beside the one that was asked for.
+_DELTAS: Final = (1e-3, 1e-4, 1e-5, 1e-6, 1e-8)
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add(
+        "calibrate",
+        _calibrate,
+        help="translate between epsilon, mu and the noise multiplier",
+        description="Give the exact noise that a privacy target takes, or what a given mu is "
+        "worth. One record is replaced by a null record, unless it says replace_one.",
+        examples=[
+            "qexp calibrate --epsilon 1 --delta 1e-5",
+            "qexp calibrate --epsilon 1 --delta 1e-5 --rounds 8",
+            "qexp calibrate --mu 1 --delta 1e-5 --json",
+        ],
+    )
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--epsilon", type=_values.positive, help="find the noise for this epsilon")
+    target.add_argument("--mu", type=_values.positive, help="say what this mu is worth")
+    parser.add_argument("--delta", type=_values.delta, required=True)
+    parser.add_argument(
+        "--rounds", type=_values.rounds, default=1, help="split the budget evenly (default 1)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    import json
+
+    figures = _figures(options.epsilon, options.mu, options.delta, options.rounds)
+    if options.json:
+        print(json.dumps(figures, indent=2))
+        return
+    rows = [
+        ("privacy", f"({figures['epsilon']:.6g}, {options.delta:g})-DP, replace_special"),
+        ("mu", f"{figures['mu']:.10g}"),
+        ("mu under replace_one", f"{figures['mu_replace_one']:.10g}"),
+        ("epsilon under replace_one", f"{figures['epsilon_replace_one']:.6g}"),
+        ("noise multiplier (sigma / c)", f"{figures['noise_multiplier']:.10g}"),
+        ("zCDP rho", f"{figures['zcdp_rho']:.6g}"),
+    ]
+    if options.rounds > 1:
+        rows += [
+            (f"mu of each of {options.rounds} rounds", f"{figures['mu_per_round']:.10g}"),
+            ("noise multiplier of each", f"{figures['noise_multiplier_per_round']:.10g}"),
+        ]
+    rows += [
+        (f"epsilon at delta = {float(delta):g}", f"{value:.6g}")
+        for delta, value in figures["epsilon_at_delta"].items()
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def _figures(epsilon: float | None, mu: float | None, delta: float, rounds: int) -> dict[str, Any]:
+    from qexp import privacy
+
+    if mu is None:
+        assert epsilon is not None
+        mu = privacy.calibrate_mu(epsilon, delta)
+    else:
+        epsilon = privacy.epsilon(delta, mu)
+    # Rounds of the same μ compose to √T μ; a step down pays for the rounding of the quotient.
+    per_round = mu / math.sqrt(rounds)
+    while privacy.compose_mu([per_round] * rounds) > mu:
+        per_round = math.nextafter(per_round, 0.0)
+    return {
+        "epsilon": epsilon,
+        "delta": delta,
+        "mu": mu,
+        "mu_replace_one": 2 * mu,
+        "epsilon_replace_one": privacy.epsilon(delta, 2 * mu),
+        "noise_multiplier": 1 / mu,
+        "zcdp_rho": mu**2 / 2,
+        "rounds": rounds,
+        "mu_per_round": per_round,
+        "noise_multiplier_per_round": 1 / per_round,
+        "epsilon_at_delta": {
+            repr(other): privacy.epsilon(other, mu) for other in sorted({*_DELTAS, delta})[::-1]
+        },
+    }

@@ -1,0 +1,61 @@
+"""``qexp run``."""
+
+from __future__ import annotations
+
+import argparse
+
+from qexp.cli._commands import Commands
+
+__all__ = ["add_to"]
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add(
+        "run",
+        _run,
+        scripted=True,
+        help="run a batch job from a file, also under mpiexec",
+        description="Fine-tune privately as a TOML file says, in rounds that are saved and paid "
+        "for, and write weights.npz, certificate.json and report.html. On SIGTERM, SIGINT or "
+        "SIGUSR1 it stops after the round under way. See docs/batch-jobs.md.",
+        examples=[
+            "qexp run --explain",
+            "qexp run job.toml --dry-run",
+            "qexp run job.toml",
+            "mpiexec -n 4 qexp run job.toml --resume",
+        ],
+    )
+    parser.add_argument("file", metavar="FILE", nargs="?", help="the job file")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, plan, and say what the job would take; reads no private value",
+    )
+    what.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the job in the output folder; begin, if there is none",
+    )
+    what.add_argument("--explain", action="store_true", help="describe every key of a job file")
+    parser.add_argument("--output", metavar="FOLDER", help="instead of the one in the job file")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from qexp.job.run import communicator, dry_run, run_job
+    from qexp.job.settings import explain, load_settings
+
+    if options.explain:
+        print(explain(), end="")
+        return 0
+    if options.file is None:
+        raise ValueError("give a job file, or --explain; see `qexp run --help`")
+    ranks = communicator()
+    options.silent = ranks.rank != 0
+    settings = load_settings(options.file, output=options.output)
+    if options.dry_run:
+        if ranks.rank == 0:
+            print(dry_run(settings), end="")
+        return 0
+    return int(run_job(settings, resume=options.resume, ranks=ranks))

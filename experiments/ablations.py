@@ -30,9 +30,11 @@ from numpy.typing import NDArray
 
 from experiments.fine_tuning import planning_arguments, planning_records
 from experiments.lines import Lines
+from experiments.study.figures import figure_file
 from experiments.study.methods import StudyMethod, Tuned, qexp_method, rival_method
-from experiments.study.report import DOCS, Summary, figure_file, shown_as, summaries
+from experiments.study.report import DOCS
 from experiments.study.results import FOLDER
+from experiments.study.summaries import Summary, shown_as, summarise
 from experiments.study.variants import Variant, lines_at, plan_variants, run_variants
 from experiments.tasks import TASKS, Task
 from experiments.time_to_accuracy import RESULTS as LADDERS
@@ -311,7 +313,7 @@ def write(lines: Lines | None = None, docs: Path = DOCS) -> list[Path]:
     runs = [line for line in lines.read() if line["seed"] is not None]
     if not runs:
         return []
-    found = [s for delta in sorted({r["delta"] for r in runs}) for s in summaries(runs, delta)]
+    found = [s for delta in sorted({r["delta"] for r in runs}) for s in summarise(runs, delta)]
     (docs / "figures").mkdir(parents=True, exist_ok=True)
     figure = docs / "figures" / "ablations.png"
     _plot(found, figure)

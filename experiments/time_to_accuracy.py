@@ -32,9 +32,11 @@ import numpy as np
 from experiments.lines import Lines
 from experiments.opacus_crosscheck import opacus_dp_sgd, torch_and_opacus
 from experiments.study.cells import Cell, run_planned
+from experiments.study.figures import figure_file
 from experiments.study.methods import METHODS, StudyMethod, Tuned, qexp_method, rival_method
-from experiments.study.report import DOCS, Summary, figure_file, paired, shown_as, summaries
+from experiments.study.report import DOCS
 from experiments.study.results import FOLDER, Store
+from experiments.study.summaries import Summary, paired, shown_as, summarise
 from experiments.study.variants import Variant, lines_at, plan_variants, run_variants
 from experiments.tasks import TASKS, Task
 from qexp._files import atomic_write
@@ -265,7 +267,7 @@ def write(lines: Lines | None = None, docs: Path = DOCS) -> list[Path]:
     cells = sorted({(line["task"], line["epsilon"], line["delta"]) for line in runs})
     for number, (task, epsilon, delta) in enumerate(cells):
         of_cell = [r for r in runs if (r["task"], r["epsilon"], r["delta"]) == cells[number]]
-        found = summaries(of_cell, delta)
+        found = summarise(of_cell, delta)
         name = "time-to-accuracy" + ("" if number == 0 else f"-{task}-{epsilon:g}")
         path = docs / "figures" / f"{name.replace('_', '-')}.png"
         _plot(found, path)

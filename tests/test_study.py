@@ -18,7 +18,7 @@ pytest.importorskip("dp_accounting")
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from experiments import __main__ as command_line
-from experiments.study import cells, reasons, report, runner
+from experiments.study import cells, reasons, report, runner, summaries
 from experiments.study.cells import Cell, run_planned
 from experiments.study.methods import METHODS, NO_BUDGET
 from experiments.study.results import Store
@@ -187,12 +187,12 @@ def test_a_stopped_group_keeps_its_cells_and_goes_on(small, tmp_path, monkeypatc
 
 def test_summaries_are_means_with_students_intervals():
     values = [0.5, 0.6, 0.8]
-    [made] = report.summaries([line(seed=i, value=v) for i, v in enumerate(values)])
+    [made] = summaries.summarise([line(seed=i, value=v) for i, v in enumerate(values)])
     low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
     assert made.mean == pytest.approx(np.mean(values))
     assert made.half_width == pytest.approx((high - low) / 2)
     assert made.seeds == 3
-    [alone] = report.summaries([line()])
+    [alone] = summaries.summarise([line()])
     assert math.isinf(alone.half_width)
 
 
@@ -242,10 +242,10 @@ def test_pairs_tell_what_means_alone_do_not(tmp_path):
     store.add(seeds("a", "qexp", 1.0, 0.801, spread=0.1) + seeds("a", "dp_gd", 1.0, 0.8, 0.1))
     # A seed that only one of them has is in no pair.
     store.add([line(method="qexp", seed=7, value=0.801)])
-    ours, theirs = (s for s in report.summaries(store.all_lines()) if s.task == "a")
+    ours, theirs = (s for s in summaries.summarise(store.all_lines()) if s.task == "a")
     ours, theirs = (ours, theirs) if ours.method == "qexp" else (theirs, ours)
     assert ours.half_width > 0.1
-    gap = report.paired(ours, theirs)
+    gap = summaries.paired(ours, theirs)
     assert gap.seeds == 3
     assert gap.mean == pytest.approx(0.001)
     assert gap.is_clear
@@ -255,19 +255,19 @@ def test_pairs_tell_what_means_alone_do_not(tmp_path):
 
 def test_a_paired_difference_is_students():
     one, other = [0.5, 0.6, 0.8, 0.7], [0.4, 0.65, 0.6, 0.6]
-    [a] = report.summaries([line(seed=i, value=v) for i, v in enumerate(one)])
-    [b] = report.summaries([line(seed=i, value=v) for i, v in enumerate(other)])
-    gap = report.paired(a, b)
+    [a] = summaries.summarise([line(seed=i, value=v) for i, v in enumerate(one)])
+    [b] = summaries.summarise([line(seed=i, value=v) for i, v in enumerate(other)])
+    gap = summaries.paired(a, b)
     low, high = stats.ttest_rel(one, other).confidence_interval(0.95)
     assert (gap.mean - gap.half_width, gap.mean + gap.half_width) == pytest.approx((low, high))
 
 
 def test_without_a_common_seed_or_with_one_alone_nothing_is_clear(tmp_path):
-    [ours] = report.summaries([line(seed=0, value=0.9)])
-    [theirs] = report.summaries([line(seed=0, value=0.1)])
-    [elsewhere] = report.summaries([line(seed=1, value=0.1)])
-    assert report.paired(ours, elsewhere) is None
-    assert not report.paired(ours, theirs).is_clear
+    [ours] = summaries.summarise([line(seed=0, value=0.9)])
+    [theirs] = summaries.summarise([line(seed=0, value=0.1)])
+    [elsewhere] = summaries.summarise([line(seed=1, value=0.1)])
+    assert summaries.paired(ours, elsewhere) is None
+    assert not summaries.paired(ours, theirs).is_clear
     store = Store(tmp_path / "results")
     store.add([line(seed=0, value=0.9), line(method="dp_gd", seed=1, value=0.1)])
     page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
@@ -303,6 +303,32 @@ def test_gaps_are_told_with_their_ratio(tmp_path):
     assert "| b | 1 | 8.00 ± 0.00 | 10.05 ± 0.00 | 0.80 | 2 |" in gaps
     assert "| c |" not in gaps
     assert "met on 1 of 2 tasks by the means, beyond their interval on 1." in gaps
+
+
+def test_the_schedules_of_the_study_are_shown(tmp_path):
+    planned = {**SCHEDULE, "momentum": 0.9, "averaging": 0.25}
+    store = Store(tmp_path / "results")
+    store.add([line(hyperparameters=SCHEDULE), line(epsilon=4.0, hyperparameters=planned)])
+    page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
+    shown = section(page, "What was planned for qexp")
+    assert "| task | ε = 1 | ε = 4 |" in shown
+    assert "| a | 2 × 0.3, c 3, λ 0.1 | 2 × 0.3, c 3, λ 0.1, m 0.9, a 0.25 |" in shown
+
+
+def test_precision_and_calibration_stand_beside_the_roc(tmp_path):
+    store = Store(tmp_path / "results")
+    for epsilon in (None, 0.5, 4.0):
+        for seed, precision in enumerate((0.4, 0.5)):
+            measures = {"auroc": 0.8, "auprc": precision + (epsilon or 0.0) / 10}
+            measures["calibration_error"] = 0.02
+            method = "non_private" if epsilon is None else "qexp"
+            store.add([line("a", method, epsilon, seed, 0.8, metric="auroc", measures=measures)])
+    page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
+    shown = section(page, "a\n")
+    half = stats.t.ppf(0.975, 1) * 0.05
+    assert "at ε = 0.5:" in shown
+    assert f"| non_private | 0.450 ± {half:.3f} | 0.020 ± 0.000 |" in shown
+    assert f"| qexp | 0.500 ± {half:.3f} | 0.020 ± 0.000 |" in shown
 
 
 @pytest.mark.parametrize(
@@ -365,4 +391,4 @@ def test_the_kept_results_are_the_study_s():
     lines = Store().all_lines()
     assert {line["task"] for line in lines} <= set(TASKS)
     assert {line["method"] for line in lines} <= set(METHODS)
-    assert report.summaries(lines)
+    assert summaries.summarise(lines)

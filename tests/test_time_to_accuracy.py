@@ -18,8 +18,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from experiments import opacus_crosscheck, time_to_accuracy
 from experiments.study import cells, variants
 from experiments.study.methods import StudyMethod, Tuned
-from experiments.study.report import Summary
 from experiments.study.results import Store
+from experiments.study.summaries import Summary
 from experiments.study.variants import Variant, lines_at, plan_variants, run_variants
 from experiments.tasks import Task
 from qexp.models import mlp

@@ -223,7 +223,7 @@ def dense_method(k: int) -> StudyMethod:
         return made.schedule.describe()
 
     def run(task: Task, settings: dict[str, Any], epsilon: float, delta: float, seed: int) -> Tuned:
-        schedule, records = Schedule(**settings), task.curvature_records()
+        schedule, records = Schedule(**settings), task.public_records()[0]
         result = fine_tune(
             task.model,
             task.X_private,

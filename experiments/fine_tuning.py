@@ -25,7 +25,7 @@ def fine_tuned(
     shrinkage: Shrinkage = "none",
 ) -> FineTuneResult:
     """Fine-tune on the private records, with curvature of public ones and reproducible noise."""
-    records = task.curvature_records() if curvature_records is None else curvature_records
+    records = task.public_records()[0] if curvature_records is None else curvature_records
     return fine_tune(
         task.model,
         task.X_private,

@@ -47,8 +47,8 @@ def best_of_grid(task: Task, epsilon: float, rounds: int | None) -> Schedule:
         task.model,
         task.X_private,
         task.y_private,
-        task.curvature_records(),
-        eigen_factors(task.model, task.curvature_records(), 0),
+        task.public_records()[0],
+        eigen_factors(task.model, task.public_records()[0], 0),
     )
 
     def value(schedule: Schedule, n_records: int) -> float:

@@ -30,7 +30,7 @@ _MU_WITHOUT_NOISE = 2.0**16
 def compared(task: Task, epsilon: float, delta: float, draws: int) -> dict[str, object]:
     """Give the predicted and the mean realised loss of utility."""
     curvature = KroneckerCurvature.from_model(
-        task.model, task.curvature_records(), damping=_DAMPING
+        task.model, task.public_records()[0], damping=_DAMPING
     )
     n = len(task.X_private)
 

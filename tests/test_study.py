@@ -87,7 +87,7 @@ def small(monkeypatch):
 def line(task="a", method="qexp", epsilon=1.0, seed=0, value=0.5, **changes):
     made = dict.fromkeys(KEYS)
     made.update(task=task, method=method, epsilon=epsilon, delta=1e-5, seed=seed, value=value)
-    made.update(metric="accuracy", seconds=1.0, hyperparameters=SCHEDULE)
+    made.update(metric="accuracy", before=0.4, seconds=1.0, hyperparameters=SCHEDULE)
     return {**made, **changes}
 
 
@@ -229,7 +229,7 @@ def test_the_report_tells_wins_ties_and_losses(tmp_path):
     assert lost in page
     assert "| won | 1 | 90.0 ± 0.2 | dp_gd, 80.0 ± 0.2 | +10.00 ± 0.00 | 3 |" in page
     assert "| tied | 1 | 90.0 ± 0.2 | dp_gd, 90.3 ± 1.5 | -0.27 ± 1.43 | 3 |" in page
-    assert "without privacy 95.0" in page
+    assert "the pretrained model 40.0 ± 0.0, without privacy 95.0" in page
     assert all(path.stat().st_size > 0 for path in written)
     # The others have one budget, which makes no curve.
     assert [path.name for path in written[1:]] == ["study-lost.png"]
@@ -294,6 +294,9 @@ def test_gaps_are_told_with_their_ratio(tmp_path):
     store.add(seeds("a", "qexp", 4.0, 0.94) + seeds("a", "dp_sgd", 4.0, 0.95))
     store.add(seeds("b", "non_private", None, 0.95, n=2))
     store.add(seeds("b", "qexp", 1.0, 0.87, n=2) + seeds("b", "dp_sgd", 1.0, 0.85))
+    # Where DP-SGD has no gap there is nothing to be met.
+    store.add(seeds("d", "non_private", None, 0.95))
+    store.add(seeds("d", "qexp", 1.0, 0.96) + seeds("d", "dp_sgd", 1.0, 0.955))
     # Without one of the three there is no row.
     store.add(seeds("c", "qexp", 1.0, 0.87) + seeds("c", "dp_sgd", 1.0, 0.85))
     page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
@@ -301,8 +304,9 @@ def test_gaps_are_told_with_their_ratio(tmp_path):
     assert "| a | 1 | 4.00 ± 0.00 | 10.00 ± 0.00 | 0.40 | 3 |" in gaps
     assert "| a | 4 | 1.00 ± 0.00 | 0.00 ± 0.00 | – | 3 |" in gaps
     assert "| b | 1 | 8.00 ± 0.00 | 10.05 ± 0.00 | 0.80 | 2 |" in gaps
+    assert "| d | 1 | -1.00 ± 0.00 | -0.50 ± 0.00 | – | 3 |" in gaps
     assert "| c |" not in gaps
-    assert "met on 1 of 2 tasks by the means, beyond their interval on 1." in gaps
+    assert "met on 1 of 2 tasks by the mean, and on 1 of these by the whole interval." in gaps
 
 
 def test_the_schedules_of_the_study_are_shown(tmp_path):

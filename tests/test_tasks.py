@@ -48,7 +48,7 @@ def check(task, name, sizes):
         assert np.isfinite(X).all()
         assert y.max() < task.model.layer_sizes[-1]
     assert all(move.model.layer_sizes == task.model.layer_sizes for move in rehearsals)
-    assert task.curvature_records().shape[1] == d
+    assert task.public_records()[0].shape[1] == d
     assert (task.image_shape is None) == (task.surrogate != "images")
     if task.planning_group is not None:
         assert len(task.planning_group) == len(rehearsals[0].X_public)
@@ -131,7 +131,7 @@ def test_mimic_from_tables_to_a_release(tasks):
         task.X_private,
         task.y_private,
         schedule=Schedule(rounds=2, clipping_norm=1.0, step_size=0.1, damping=0.1),
-        curvature=KroneckerCurvature.from_model(task.model, task.curvature_records(), damping=0.1),
+        curvature=KroneckerCurvature.from_model(task.model, task.public_records()[0], damping=0.1),
         target_epsilon=1.0,
         target_delta=1e-5,
         rng=insecure_test_generator(0),

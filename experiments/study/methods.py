@@ -90,7 +90,7 @@ def rival_method(
             task.y_private,
             target_epsilon=epsilon,
             target_delta=delta,
-            public_data=(task.X_held_out, task.y_held_out),
+            public_data=task.public_records(),
             settings=_settings(method.settings_type, settings),
             rng=insecure_test_generator(seed),
         )

@@ -43,8 +43,9 @@ class Task:
         others. Default: the model and the held-out records, shifted as their kind is.
     planning_group : array, optional
         A public column of the records that schedules are planned with, such as the care unit.
-    X_curvature : array, optional
-        Public records for the curvature. Default: those held out.
+    public_data : (array, array), optional
+        Public records and labels for the curvature, and for rivals that take public records.
+        Default: those held out.
     fit_arguments : mapping
         Of ``model.fit``, to fine-tune without privacy.
     """
@@ -64,12 +65,12 @@ class Task:
     image_shape: tuple[int, int] | None = None
     rehearsals: Sequence[Rehearsal] = ()
     planning_group: NDArray[Any] | None = None
-    X_curvature: NDArray[np.float32] | None = None
+    public_data: tuple[NDArray[np.float32], NDArray[np.uint8]] | None = None
     fit_arguments: Mapping[str, Any] | None = None
 
-    def curvature_records(self) -> NDArray[np.float32]:
-        """Give the public records that curvature is made of."""
-        return self.X_held_out if self.X_curvature is None else self.X_curvature
+    def public_records(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Give the public records that a method may use, and their labels."""
+        return self.public_data or (self.X_held_out, self.y_held_out)
 
     def planned_on(self) -> Sequence[Rehearsal]:
         """Give what settings are planned on, at least one."""

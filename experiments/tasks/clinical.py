@@ -166,7 +166,7 @@ def _task(
             )
             for seen, unseen in moves
         ],
-        X_curvature=X[public],
+        public_data=(X[public], died[public]),
         fit_arguments=_FIT,
     )
 

@@ -229,12 +229,14 @@ def _candidates() -> list[AdaMixSettings]:
     ]
     return [
         AdaMixSettings(steps=steps, learning_rate=eta, public_weight=weight, **clipping, **subspace)
-        # 28 steps at noise multiplier 20 are μ = 0.264, about ε = 1 at δ = 1e-5.
+        # 28 steps at noise multiplier 20 are μ = 0.264, about ε = 1 at δ = 1e-5. Gradients of
+        # records that pretraining fits are short, so that their quantiles may clip those of a new
+        # domain too much: beside them stand the fixed norms of `dp_gd`.
         for steps, eta, weight, clipping, subspace in itertools.product(
             (10, 28, 80),
             (1.0, 4.0, 12.0),
             (0.1, 1.0),
-            ({"clipping_quantile": 0.9}, {"clipping_quantile": 0.99}, {"clipping_norm": 1.0}),
+            ({"clipping_quantile": 0.9}, *({"clipping_norm": c} for c in (0.3, 1.0, 3.0))),
             subspaces,
         )
     ]
@@ -246,8 +248,14 @@ def _neighbours(settings: AdaMixSettings) -> list[AdaMixSettings]:
     ]
     changes += [{"steps": max(1, round(settings.steps * f))} for f in (0.6, 1.6)]
     changes += [{"public_weight": settings.public_weight * f} for f in (0.3, 3.0)]
-    changes += [{"rank": max(1, round(settings.rank * f))} for f in (0.5, 2.0)]
+    if settings.subspace != "none":
+        changes += [{"rank": max(1, round(settings.rank * f))} for f in (0.5, 2.0)]
     changes += [{"weight_decay": value} for value in (1e-3, 1e-2)]
+    if settings.clipping_norm is None:
+        changes += [{"clipping_quantile": value} for value in (0.5, 0.99)]
+    else:
+        changes += [{"clipping_norm": settings.clipping_norm * f} for f in (0.55, 1.8)]
+    changes += [{"public_records": 4 * settings.public_records}]
     return [replace(settings, **change) for change in changes]
 
 

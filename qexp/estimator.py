@@ -16,7 +16,6 @@ from qexp.finetune import Schedule, fine_tune
 from qexp.layered import LayeredCurvature
 from qexp.ledger import PrivacyLedger
 from qexp.models import MultilayerPerceptron
-from qexp.privacy import calibrate_mu, epsilon
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -337,8 +336,9 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 model,
                 *public,
                 n_records=n_records,
-                target_epsilon=self._planned_epsilon(),
+                target_epsilon=self.target_epsilon,
                 target_delta=self.target_delta,
+                neighboring_relation=self.neighboring_relation,
                 surrogate=self.surrogate,
                 curvature_shares=shares,
                 curvature="kronecker"
@@ -357,13 +357,6 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             damping=1e-2,
             curvature_share=shares[0],
         )
-
-    def _planned_epsilon(self) -> float:
-        """Give the ε whose noise the fit will have; plans are made under "replace_special"."""
-        if self.neighboring_relation != "replace_one":
-            return self.target_epsilon
-        mu = calibrate_mu(self.target_epsilon, self.target_delta)
-        return epsilon(self.target_delta, mu / 2)
 
     def _curvature(
         self, public: tuple[NDArray[Any], Any] | None, damping: float

@@ -101,11 +101,7 @@ def open_shards(
     rank = _checks.count(rank, "rank", least=0)
     if rank >= size:
         raise ValueError(f"rank is {rank} of {size}; it needs to be below")
-    taken: dict[str, list[str]] = {}
-    for paths in (labels, groups):
-        for path, name in _names(paths) if paths is not None else ():
-            taken.setdefault(path, []).append(name)
-    x = _opened(features, "features", taken)
+    x = _opened(features, "features", _taken(labels, groups))
     y = _opened(labels, "labels", None)
     ids = None if groups is None else _opened(groups, "groups", None)
     n = len(x)
@@ -124,6 +120,15 @@ def open_shards(
         n_records=stop - start,
         n_records_total=n,
     )
+
+
+def _taken(*others: Paths | None) -> dict[str, list[str]]:
+    """Give the columns of each file that others name, and that are no features therefore."""
+    taken: dict[str, list[str]] = {}
+    for paths in others:
+        for path, name in _names(paths) if paths is not None else ():
+            taken.setdefault(path, []).append(name)
+    return taken
 
 
 def _end_of_user(ids: LazyRows, row: int) -> int:

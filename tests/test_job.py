@@ -438,6 +438,53 @@ def test_a_users_records_are_protected_together(folder, capfd):
     assert "300 private" not in capfd.readouterr().err
 
 
+def test_a_dry_run_by_user_does_not_tell_how_many_records_there_are(folder, capsys):
+    np.save(folder / "ids.npy", np.arange(300) // 5)
+    path = write(folder, private__groups='"ids.npy"', private__max_records_per_user="5")
+    assert cli.main(["run", str(path), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "s a round and 1,000 records, times 4 rounds" in text
+    assert "in all" not in text
+    assert "300" not in text
+
+
+@pytest.mark.parametrize(
+    ("environment", "launched"),
+    [
+        ({}, False),
+        ({"PMI_SIZE": "1"}, False),
+        ({"PMI_SIZE": "4", "PMI_RANK": "1"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "PMIX_RANK": "1"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "PMIX_RANK": "0"}, False),
+        # Slurm with PMIx, which gives ranks and no size.
+        ({"PMIX_RANK": "0", "SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"PMIX_RANK": "1", "SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"PMIX_RANK": "0", "SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"PMIX_RANK": "1"}, True),
+        # A shell within an allocation.
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}, False),
+    ],
+)
+def test_all_ranks_of_a_launcher_know_that_they_are(environment, launched):
+    assert run_module._is_launched(environment) is launched
+
+
+def test_labels_in_the_table_of_the_public_features_are_no_feature(folder):
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    X, y = np.load(folder / "public-x.npy"), np.load(folder / "public-y.npy")
+    columns = {f"x{i}": X[:, i] for i in range(16)} | {"label": y}
+    parquet.write_table(pa.table(columns), folder / "public.parquet")
+    loaded = job(
+        folder,
+        public__features='"public.parquet"',
+        public__labels='"public.parquet:label"',
+    )
+    inputs = open_inputs(loaded)
+    np.testing.assert_array_equal(inputs.X_public, X)
+    np.testing.assert_array_equal(inputs.y_public, y)
+
+
 def test_a_folder_in_use_is_refused_without_resume(folder, capsys):
     path = write(folder)
     assert cli.main(["run", str(path), "--resume"]) == 0  # begins, where there is nothing
@@ -539,6 +586,14 @@ def test_a_plan_is_kept_for_the_resumption(folder, small_grid, monkeypatch, caps
     changed = write(folder, **PLANNED, public__surrogate='"images"', run__public_seed="1")
     assert cli.main(["run", str(changed), "--resume"]) == ExitCode.BAD_INPUT
     assert "made for another job file" in capsys.readouterr().err
+    for other in (
+        {"model__activation": '"relu"'},
+        {"privacy__neighboring_relation": '"replace_one"'},
+    ):
+        changed = write(folder, **PLANNED, **other)
+        assert cli.main(["run", str(changed), "--resume"]) == ExitCode.BAD_INPUT
+        assert "made for another job file" in capsys.readouterr().err
+    path = write(folder, **PLANNED)
     text = (folder / "out" / "plan.json").read_text()
     (folder / "out" / "plan.json").write_text(text.replace('"rounds": ', '"rounds": 1'))
     assert cli.main(["run", str(path), "--resume"]) == ExitCode.DAMAGED
@@ -636,6 +691,14 @@ def test_a_plan_may_be_made_on_rehearsals_alone(two_domains, small_grid):
     }
     path = write(folder, JOB + REHEARSAL, **PLANNED, **only, public__curvature='"diagonal"')
     assert cli.main(["run", str(path)]) == 0
+    # Simulated with curvature of the rehearsal's records alone.
+    [move] = open_inputs(load_settings(path)).rehearsals
+    made = move.curvature(move.model, 0.1)
+    exact = qexp.LayeredCurvature.from_model(
+        move.model, np.load(folder / "other-x.npy"), damping=0.1, kinds="diagonal", seed=0
+    )
+    row = np.arange(len(move.model.weights), dtype=np.float64)[None]
+    np.testing.assert_allclose(made.whiten(row), exact.whiten(row))
     plan = json.loads((folder / "out" / "plan.json").read_text())["plan"]
     assert plan["surrogates"] == ["OtherRecords(200 records, keep=None)"]
     without = write(folder, **PLANNED, **only)

@@ -19,7 +19,7 @@ from qexp.planning._grid import neighbours
 from qexp.planning._kronecker_trial import KroneckerTrial, eigen_factors
 from qexp.planning._simulation import Simulation, noise_loss
 from qexp.planning._trials import GeneralTrial
-from qexp.privacy import calibrate_mu
+from qexp.privacy import calibrate_mu, epsilon
 from qexp.surrogates import OtherRecords
 
 RNG = np.random.default_rng(0)
@@ -403,7 +403,7 @@ def test_paths_need_to_save_a_part_of_what_can_be_saved_only():
         score="accuracy",
         effort="quick",
     )
-    simulation = Simulation(public, 1200, 1e-4, 1e-5, "kronecker", (), seed=0)
+    simulation = Simulation(public, 1200, lambda _: 1e-4, 1.0, 1e-5, "kronecker", (), seed=0)
     full = Schedule(rounds=16, clipping_norm=10.0, step_size=0.3, damping=1e-3)
     tiny = replace(full, rounds=1, step_size=0.01)
     assert simulation.hopeful([(full, None), (tiny, None)]) == [(full, None)]
@@ -418,6 +418,42 @@ def test_paths_need_to_save_a_part_of_what_can_be_saved_only():
 def test_all_surrogates_of_ones_own_are_used(digits):
     made = planned(digits, surrogate=[transposed] * 4)
     assert {row["surrogates"] for row in made.table} == {4}
+
+
+def test_a_plan_has_the_noise_of_its_relation(digits):
+    """Under replace_one the job's μ is halved, and so is the one that its plan is made with."""
+    half = epsilon(1e-5, calibrate_mu(4.0, 1e-5) / 2)
+    strict = planned(digits, neighboring_relation="replace_one")
+    same = planned(digits, target_epsilon=half)
+    looser = planned(digits)
+    assert strict.target_epsilon == 4.0
+    for one, other in zip(strict.table, same.table, strict=True):
+        assert one["schedule"] == other["schedule"]
+        assert one["noise_loss"] == pytest.approx(other["noise_loss"], rel=1e-9)
+    assert strict.table[0]["noise_loss"] > 1.5 * looser.table[0]["noise_loss"]
+    assert [point["epsilon"] for point in strict.curve] == [1, 2, 4, 8, 16]
+    with pytest.raises(ValueError, match="'replace_special' or 'replace_one'"):
+        planned(digits, neighboring_relation="add_or_remove_one")
+
+
+def test_rehearsals_have_curvature_of_their_own_records(digits):
+    model, X, y = digits
+    made = []
+
+    def of(records):
+        def make(at, damping):
+            made.append(len(records))
+            return KroneckerCurvature.from_model(at, records, damping=damping)
+
+        return make
+
+    arguments = {"surrogate": [stays], "curvature": of(X), "candidates": [GOOD]}
+    planned(
+        digits, **arguments, rehearsals=[Rehearsal(model, X[:300], y[:300], [stays], of(X[:300]))]
+    )
+    assert set(made) == {len(X), 300}
+    with pytest.raises(ValueError, match="give every rehearsal a `curvature`"):
+        planned(digits, **arguments, rehearsals=[Rehearsal(model, X[:300], y[:300], [stays])])
 
 
 def test_wrong_rehearsals_are_refused(digits):

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from qexp.layered import LayeredCurvature
 from qexp.models import MultilayerPerceptron
 from qexp.planning import Rehearsal
 from qexp.projections import SRHT, Identity, Projection
-from qexp.shards import Shards, _opened, open_shards
+from qexp.shards import Shards, _opened, _taken, open_shards
 from qexp.surrogates import record_surrogates
 
 __all__ = ["Inputs", "open_inputs"]
@@ -83,9 +83,10 @@ def open_inputs(job: JobSettings, *, rank: int = 0, size: int = 1) -> Inputs:
     shards = open_shards(
         private.features, private.labels, groups=private.groups, rank=rank, size=size
     )
-    X = _in_memory(job.public.features, "features")
-    y = _in_memory(job.public.labels, "labels")
-    groups = _in_memory(job.public.groups, "groups")
+    public = job.public
+    X = _in_memory(public.features, "features", _taken(public.labels, public.groups))
+    y = _in_memory(public.labels, "labels")
+    groups = _in_memory(public.groups, "groups")
     _require_width(model, shards.X.shape, "private.features")
     if X is not None:
         _require_width(model, X.shape, "public.features")
@@ -94,6 +95,7 @@ def open_inputs(job: JobSettings, *, rank: int = 0, size: int = 1) -> Inputs:
                 _require_as_many(X, other, "public.features", f"public.{name}")
     p = len(model.weights)
     projection: Projection | None = None
+    identity = Identity(p)
     if job.projection.kind == "srht":
         k = job.projection.n_components
         assert k is not None
@@ -107,10 +109,10 @@ def open_inputs(job: JobSettings, *, rank: int = 0, size: int = 1) -> Inputs:
         X_public=X,
         y_public=y,
         public_groups=groups,
-        rehearsals=_rehearsals(job, model, X, y) if job.schedule.rounds == "plan" else [],
+        rehearsals=_rehearsals(job, model, X, y, identity) if job.schedule.rounds == "plan" else [],
         shards=shards,
         projection=projection,
-        make_curvature=_maker(job, X, Identity(p) if projection is None else projection),
+        make_curvature=_maker(job, X, identity if projection is None else projection),
     )
 
 
@@ -212,22 +214,33 @@ class _Blocked:
         return self._model.gradient_blocks(X, y, block_size=self._block_size)
 
 
-def _in_memory(paths: tuple[str, ...] | None, what: str) -> NDArray[Any] | None:
-    return None if paths is None else np.asarray(_opened(paths, what, None))
+def _in_memory(
+    paths: tuple[str, ...] | None, what: str, taken: dict[str, list[str]] | None = None
+) -> NDArray[Any] | None:
+    return None if paths is None else np.asarray(_opened(paths, what, taken))
 
 
 def _rehearsals(
-    job: JobSettings, model: Any, X: NDArray[Any] | None, y: NDArray[Any] | None
+    job: JobSettings,
+    model: Any,
+    X: NDArray[Any] | None,
+    y: NDArray[Any] | None,
+    projection: Projection,
 ) -> list[Rehearsal]:
     made, public = [], job.public
     bare = getattr(model, "_model", model)  # without its block size
+
+    def curvature(X: NDArray[Any]) -> Literal["kronecker"] | Maker:
+        # Of this one the planner knows a fast way.
+        return "kronecker" if public.curvature == "kronecker" else _maker(job, X, projection)
+
     if public.surrogate != "rehearsals":
         shifts: Any = public.surrogate
         if shifts == "records":
             shifts = record_surrogates(*_labelled(model, public, "public.surrogate_"))
         assert X is not None
         assert y is not None
-        made.append(Rehearsal(bare, X, y, shifts))
+        made.append(Rehearsal(bare, X, y, shifts, curvature(X)))
     for i, rehearsal in enumerate(job.rehearsal):
         name = f"rehearsal[{i}]"
         weights = _weights(rehearsal.weights, f"{name}.weights")
@@ -237,15 +250,17 @@ def _rehearsals(
             )
         others = record_surrogates(*_labelled(model, rehearsal, f"{name}.surrogate_"))
         other = bare.with_weights(weights.astype(bare.weights.dtype))
-        made.append(Rehearsal(other, *_labelled(model, rehearsal, f"{name}."), others))
+        X, y = _labelled(model, rehearsal, f"{name}.")
+        made.append(Rehearsal(other, X, y, others, curvature(X)))
     return made
 
 
 def _labelled(model: Any, section: Any, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """Read the records and labels whose keys begin with `name`, their section and a dot."""
     prefix = name.rpartition(".")[2]
-    X = np.asarray(_opened(getattr(section, f"{prefix}features"), "features", None))
-    y = np.asarray(_opened(getattr(section, f"{prefix}labels"), "labels", None))
+    features, labels = (getattr(section, f"{prefix}{what}") for what in ("features", "labels"))
+    X = np.asarray(_opened(features, "features", _taken(labels)))
+    y = np.asarray(_opened(labels, "labels", None))
     _require_width(model, X.shape, f"{name}features")
     _require_as_many(X, y, f"{name}features", f"{name}labels")
     return X, y

@@ -41,8 +41,11 @@ _WEIGHTS, _CERTIFICATE, _REPORT = "weights.npz", "certificate.json", "report.htm
 _OUTPUTS: Final = (_WEIGHTS, _CERTIFICATE, _REPORT)
 _PLAN_FORMAT: Final = "qexp job plan"
 _TRIAL_RECORDS: Final = (256, 1024)
-# Set by launchers in the processes that they start: Open MPI, MPICH, Intel MPI, Slurm with PMI.
-_LAUNCHERS: Final = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK")
+# Numbers of ranks, set by launchers in the processes that they start: by Open MPI; by MPICH, Intel
+# MPI and Slurm with PMI-2; of one node.
+_SIZES: Final = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
+# Slurm with PMIx sets no size but its own, which it sets without MPI as well.
+_PMIX, _PMIX_SIZE = "PMIX_RANK", "SLURM_STEP_NUM_TASKS"
 
 
 def communicator() -> Communicator:
@@ -57,11 +60,19 @@ def communicator() -> Communicator:
     ImportError
         Under a launcher without mpi4py.
     """
-    if any(os.environ.get(name, "1") != "1" for name in _LAUNCHERS):
+    if _is_launched(os.environ):
         from qexp.distributed import world
 
         return world()
     return SingleProcess()
+
+
+def _is_launched(environment: Mapping[str, str]) -> bool:
+    """Tell whether there are other ranks, as all of them must tell alike."""
+    sizes = [environment[name] for name in _SIZES if name in environment]
+    if not sizes and _PMIX in environment:
+        sizes = [environment.get(_PMIX_SIZE, "unknown")]
+    return any(size != "1" for size in sizes)
 
 
 def run_job(
@@ -376,8 +387,16 @@ def _what_shapes_the_plan(job: JobSettings, inputs: Inputs) -> str:
             arrays += [shift.X, shift.y]
     return _digest(
         [
-            {name: described[name] for name in ("public", "schedule", "projection", "rehearsal")},
-            [job.privacy.epsilon, job.privacy.delta, job.run.public_seed],
+            {
+                name: described[name]
+                for name in ("model", "public", "schedule", "projection", "rehearsal")
+            },
+            [
+                job.privacy.epsilon,
+                job.privacy.delta,
+                job.privacy.neighboring_relation,
+                job.run.public_seed,
+            ],
             inputs.shards.n_records_total,
             [None if array is None else _checks.array_digest(array) for array in arrays],
         ]
@@ -388,11 +407,8 @@ def _planned(job: JobSettings, inputs: Inputs, *, progress: bool) -> dict[str, A
     from qexp.planning import plan
 
     public = job.public
-    make: Any = inputs.make_curvature
-    # Of these, the planner knows a fast way.
-    if public.curvature == "kronecker":
-        make = "kronecker"
     first, *others = inputs.rehearsals
+    assert first.curvature is not None
     shape = public.image_shape
     made = plan(
         first.model,
@@ -401,12 +417,13 @@ def _planned(job: JobSettings, inputs: Inputs, *, progress: bool) -> dict[str, A
         n_records=inputs.shards.n_records_total,
         target_epsilon=job.privacy.epsilon,
         target_delta=job.privacy.delta,
+        neighboring_relation=job.privacy.neighboring_relation,
         surrogate=first.surrogate,
         surrogate_keeps=public.surrogate_keeps,
         rehearsals=others,
         image_shape=None if shape is None else (shape[0], shape[1]),
         public_group=inputs.public_groups,
-        curvature=make,
+        curvature=first.curvature,
         score=job.schedule.score,
         effort=job.schedule.effort,
         seed=job.run.public_seed,
@@ -439,7 +456,7 @@ def dry_run(job: JobSettings) -> str:
         sizes = summary(inputs)
         planned = _planned(job, inputs, progress=True) if job.schedule.rounds == "plan" else None
         schedule = _schedule(job, planned)
-        seconds, memory = _trial(job, inputs, schedule)
+        seconds, memory = _trial(job, inputs, schedule, sizes["n_records"])
     mu = calibrate_mu(job.privacy.epsilon, job.privacy.delta)
     rows = [
         ("private", f"{_records(sizes)} (public; no value was read)"),
@@ -464,8 +481,8 @@ def dry_run(job: JobSettings) -> str:
         ("ledger", _ledger_words(job, mu)),
         (
             "time",
-            f"about {seconds:.3g} s a round, {seconds * schedule.rounds:.3g} s in all, on one "
-            f"process with {_core.get_num_threads()} thread(s); measured on blank records",
+            f"{_time_words(seconds, schedule.rounds, sizes['n_records'])}, on one process with "
+            f"{_core.get_num_threads()} thread(s); measured on blank records",
         ),
         ("memory", f"about {memory:.0f} MiB a process, measured; it does not grow with the data"),
     ]
@@ -473,6 +490,12 @@ def dry_run(job: JobSettings) -> str:
         rows.append(("WARNING", "run.insecure_test_seed is set: the result is NOT PRIVATE"))
     width = max(len(name) for name, _ in rows)
     return "".join(f"{name:<{width}}  {text}\n" for name, text in rows)
+
+
+def _time_words(seconds: float, rounds: int, n_records: int | None) -> str:
+    if n_records is None:
+        return f"about {seconds:.3g} s a round and 1,000 records, times {rounds} rounds"
+    return f"about {seconds:.3g} s a round, {seconds * rounds:.3g} s in all"
 
 
 def _ledger_words(job: JobSettings, mu: float) -> str:
@@ -488,13 +511,17 @@ def _ledger_words(job: JobSettings, mu: float) -> str:
     )
 
 
-def _trial(job: JobSettings, inputs: Inputs, schedule: Schedule) -> tuple[float, float]:
-    """Time a round on blank records of the private ones' shape; seconds, and MiB at the peak."""
+def _trial(
+    job: JobSettings, inputs: Inputs, schedule: Schedule, n_records: int | None
+) -> tuple[float, float]:
+    """Time a round on blank records of the private ones' shape; seconds, and MiB at the peak.
+
+    Where their number is not public, the seconds are for every thousand of them.
+    """
     import resource
     from dataclasses import replace
 
     columns = inputs.shards.X.shape[1:]
-    n = inputs.shards.n_records_total
     curvature = inputs.make_curvature(inputs.model, schedule.damping)
     one = replace(schedule, rounds=1, refresh_curvature=False, budget=None)
     times = []
@@ -517,4 +544,7 @@ def _trial(job: JobSettings, inputs: Inputs, schedule: Schedule) -> tuple[float,
     few, many = _TRIAL_RECORDS
     slope = max(0.0, times[1] - times[0]) / (many - few)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return times[0] + slope * max(0, n - few), peak / (2**20 if sys.platform == "darwin" else 1024)
+    mebibytes = peak / (2**20 if sys.platform == "darwin" else 1024)
+    if n_records is None:
+        return 1000 * slope, mebibytes
+    return times[0] + slope * max(0, n_records - few), mebibytes

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qexp.planning._halving import Effort, named_effort
 from qexp.planning._scorer import Score, Scorer
+from qexp.planning._trials import Maker
 from qexp.surrogates import SURROGATE_KEEPS, Surrogate, image_surrogates, table_surrogates
 
 __all__ = ["PublicDomains", "Rehearsal", "Shifts", "Source", "public_domains", "split_shifted"]
@@ -39,21 +40,26 @@ class Rehearsal:
         labels.
     surrogate : {"images", "tabular"}, callable, or sequence of callables
         How the domain that it moves to is simulated, as in :func:`qexp.planning.plan`.
+    curvature : {"kronecker", "dense"} or callable, optional
+        As in :func:`qexp.planning.plan`, of this move's own public records. Default: that one,
+        which must not be a function then. Rivals have no use for it.
     """
 
     model: Any
     X_public: ArrayLike
     y_public: ArrayLike
     surrogate: Shifts
+    curvature: Literal["kronecker", "dense"] | Maker | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A pretrained model, and public records in its dtype with their labels."""
+    """A pretrained model, public records in its dtype with their labels, and their curvature."""
 
     model: Any
     X: NDArray[Any]
     y: NDArray[Any]
+    curvature: Literal["kronecker", "dense"] | Maker | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +105,8 @@ def public_domains(
     drawn = {"count": budget.surrogates, "seed": seed, "keeps": surrogate_keeps}
     own: list[list[tuple[Source, Surrogate]]] = []
     for move in moves:
-        source = Source(move.model, *_records(move.model, move.X_public, move.y_public))
+        records = _records(move.model, move.X_public, move.y_public)
+        source = Source(move.model, *records, move.curvature)
         scorer = Scorer(score, source.y)
         # A public column is of the records that came with it.
         group = None if own else public_group

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from qexp import _checks
 from qexp.finetune import Schedule
+from qexp.mechanism import _sensitivity_factor
 from qexp.planning._domains import Rehearsal, Shifts, public_domains
 from qexp.planning._grid import candidate_schedules, neighbours
 from qexp.planning._halving import Effort, Halving, Outcome
@@ -37,6 +38,7 @@ def plan(
     n_records: int,
     target_epsilon: float,
     target_delta: float,
+    neighboring_relation: str = "replace_special",
     surrogate: Shifts = "images",
     surrogate_keeps: tuple[float, float] = SURROGATE_KEEPS,
     rehearsals: Sequence[Rehearsal] = (),
@@ -65,8 +67,8 @@ def plan(
         Their labels.
     n_records : int
         n, how many private records there will be; public.
-    target_epsilon, target_delta : float
-        The privacy of the job to come.
+    target_epsilon, target_delta, neighboring_relation
+        The privacy of the job to come, as :func:`qexp.fine_tune` takes it.
     surrogate : {"images", "tabular"}, callable, or sequence of callables
         How the private domain is simulated: shifts drawn by :mod:`qexp.surrogates`, or your own
         functions ``shift(X, y, rng) -> (X, y)``, such as :class:`qexp.surrogates.OtherRecords`,
@@ -88,7 +90,7 @@ def plan(
         :class:`qexp.SRHT` with public seed 0; or a function ``make(model, damping)`` of public
         data that returns a :class:`qexp.Curvature`. The first, of a
         :class:`qexp.models.MultilayerPerceptron`, is fast; all else is simulated by
-        :func:`qexp.fine_tune` itself.
+        :func:`qexp.fine_tune` itself. With a function, every rehearsal needs one of its own.
     curvature_shares : sequence of float
         Shares of the budget for private curvature to choose from, see :class:`qexp.Schedule`.
         Above 0 they need Kronecker curvature.
@@ -150,7 +152,16 @@ def plan(
     >>> made.schedule  # doctest: +SKIP
     """
     n = _checks.count(n_records, "n_records")
-    noise = 1 / (n * calibrate_mu(target_epsilon, target_delta))
+    factor = _sensitivity_factor(neighboring_relation)
+
+    def noise(epsilon: float) -> float:
+        return factor / (n * calibrate_mu(epsilon, target_delta))
+
+    if callable(curvature) and any(move.curvature is None for move in rehearsals):
+        raise ValueError(
+            "curvature is a function, which is of the planned model's public records; give every "
+            "rehearsal a `curvature` of its own records"
+        )
     public = public_domains(
         model,
         X_public,
@@ -164,7 +175,16 @@ def plan(
         effort=effort,
         seed=seed,
     )
-    simulation = Simulation(public, n, noise, target_delta, curvature, n_components, seed)
+    simulation = Simulation(
+        public,
+        n,
+        noise,
+        target_epsilon,
+        target_delta,
+        curvature,
+        n_components,
+        seed,
+    )
     grid = candidate_schedules(rounds) if candidates is None else list(candidates)
     if candidates is None:
         grid = [replace(s, curvature_share=share) for share in curvature_shares for s in grid]
@@ -206,7 +226,7 @@ def plan(
         n_records=n,
         surrogates=tuple(str(shift) for _, shift in public.domains),
         table=table,
-        curve=simulation.curve(best, halving.outcomes[best].pairs, float(target_epsilon)),
+        curve=simulation.curve(best, halving.outcomes[best].pairs),
     )
 
 

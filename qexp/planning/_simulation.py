@@ -15,7 +15,6 @@ from qexp.planning._domains import PublicDomains, Source, split_shifted
 from qexp.planning._halving import Try
 from qexp.planning._scorer import Scorer
 from qexp.planning._trials import Maker, Trial, make_trials
-from qexp.privacy import calibrate_mu
 from qexp.surrogates import Surrogate
 
 __all__ = ["Candidate", "Simulation", "figures", "noise_loss"]
@@ -33,22 +32,35 @@ Candidate = tuple[Schedule, int | None]
 
 
 class Simulation:
-    """The simulated private domains of a job, for each k of a random projection."""
+    """The simulated private domains of a job, for each k of a random projection.
+
+    `noise` gives, for an ε, the noise of a whole job in its mean gradient, for c = 1.
+    """
 
     def __init__(
         self,
         public: PublicDomains,
         n_records: int,
-        noise: float,
-        delta: float,
+        noise: Callable[[float], float],
+        target_epsilon: float,
+        target_delta: float,
         curvature: Literal["kronecker", "dense"] | Maker,
         n_components: Sequence[int],
         seed: int,
     ) -> None:
         self.scorer = public.scorer
-        self.noise, self.delta, self.seed, self.n_records = noise, delta, seed, n_records
+        self._noise_at, self._epsilon, self.seed = noise, float(target_epsilon), seed
+        self.noise = noise(self._epsilon)
         trials = {
-            source: dict(make_trials(source.model, source.X, curvature, n_components, delta))
+            source: dict(
+                make_trials(
+                    source.model,
+                    source.X,
+                    source.curvature or curvature,
+                    n_components,
+                    target_delta,
+                )
+            )
             for source in public.sources
         }
         self.domains: dict[int | None, list[_Shifted]] = {
@@ -78,13 +90,13 @@ class Simulation:
         return tried
 
     def curve(
-        self, candidate: Candidate, pairs: Sequence[tuple[float, float]], target_epsilon: float
+        self, candidate: Candidate, pairs: Sequence[tuple[float, float]]
     ) -> tuple[dict[str, float], ...]:
         """Try a candidate at other ε than that of which `pairs` came."""
-        points = {target_epsilon: pairs}
+        points = {self._epsilon: pairs}
         for factor in _CURVE:
-            eps = target_epsilon * factor
-            noise = 1 / (self.n_records * calibrate_mu(eps, self.delta))
+            eps = self._epsilon * factor
+            noise = self._noise_at(eps)
             points[eps] = [
                 domain.score(candidate[0], noise, _CURVE_RECORDS, self.seed, self.scorer)
                 for domain in self.domains[candidate[1]]

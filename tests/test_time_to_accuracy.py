@@ -176,10 +176,34 @@ def test_opacus_says_what_to_install(monkeypatch):
         opacus_crosscheck.torch_and_opacus()
 
 
-def test_opacus_refuses_what_it_cannot_do():
-    settings = vars(SGDSettings(clipping="automatic"))
-    with pytest.raises(ValueError, match="no counterpart"):
-        time_to_accuracy._run_opacus(small_task(0), settings, 1.0, 1e-5, 0)
+@pytest.mark.parametrize(
+    ("changes", "can"),
+    [
+        ({}, True),
+        ({"sampling_rate": 1 / 16, "steps": 800}, True),
+        ({"sampling_rate": 1 / 16, "steps": 801}, False),  # more than 50 passes
+        ({"sampling_rate": 0.4}, False),  # three batches, which would be a rate of 1/3
+        ({"sampling_rate": 1.0}, False),
+        ({"clipping": "automatic"}, False),
+    ],
+)
+def test_opacus_runs_nothing_but_our_settings(changes, can):
+    settings = vars(SGDSettings(**{"sampling_rate": 0.25, "steps": 200} | changes))
+    assert time_to_accuracy.opacus_can_run(settings, 7291) is can
+
+
+def test_what_opacus_cannot_run_is_left_out(small, tmp_path, capsys):
+    ours = {"sampling_rate": 1.0, "steps": 10, "clipping": "abadi"}
+    method = StudyMethod(
+        lambda *_: ours, lambda task, *_: Tuned(task.model, None, "replace_special", 10)
+    )
+    rungs = time_to_accuracy.with_opacus({"dp_sgd/planned": Variant(method)})
+    assert set(rungs) == {"dp_sgd/planned", "opacus/planned"}
+    lines = lines_at(tmp_path / "lines.jsonl")
+    time_to_accuracy.run(rungs, lines, seeds=range(2), **CELL)
+    assert "opacus/planned: left out" in capsys.readouterr().err
+    runs = [line["method"] for line in lines.read() if line["seed"] is not None]
+    assert runs == ["dp_sgd/planned"] * 2
 
 
 # ---------------------------------------------------------------------------------- reporting

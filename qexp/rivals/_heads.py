@@ -20,7 +20,9 @@ class Head:
 
     A feature vector is the last layer's input, with the trailing 1 of the bias, clipped to a norm
     and divided by it. Scores that are linear in it have the same largest class as those of the
-    unclipped features, so that a head trained on one serves the other.
+    unclipped features, on which the released model is: a head trained on one serves the other for
+    the classes. Probabilities are more extreme for records that were clipped, and so their order
+    is another one; settings planned for such a score are planned with that.
 
     Parameters
     ----------

@@ -1,8 +1,9 @@
 """Choosing a rival's settings as qexp chooses its own: on shifted public records, by halving.
 
-The surrogates, the simulated number of records, the stages and the number of trials in each are
-those of :func:`qexp.planning.plan`, so that no system has better settings because it was tuned
-longer. What a rival is tried with is its own algorithm, on a boundary that simulates.
+The surrogates, the simulated number of records and the stages are those of
+:func:`qexp.planning.plan`. The first stage tries all of a method's own grid, as it does what closed
+forms leave of qexp's; from then on the number of trials is that of `plan`. What a rival is tried
+with is its own algorithm, on a boundary that simulates.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ pytest.importorskip("dp_accounting")
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from experiments import __main__ as command_line
+from experiments import public_moves
 from experiments.study import cells, reasons, report, runner, summaries
 from experiments.study.cells import Cell, run_planned
 from experiments.study.methods import METHODS, NO_BUDGET
@@ -27,6 +28,7 @@ from qexp.finetune import Schedule
 from qexp.models import mlp
 from qexp.rivals import GradientDescentSettings
 
+GD = json.loads(json.dumps(vars(GradientDescentSettings())))
 SCHEDULE = Schedule(rounds=2, clipping_norm=3.0, step_size=0.3, damping=0.1).describe()
 KEYS = {
     "task",
@@ -98,7 +100,7 @@ def line(task="a", method="qexp", epsilon=1.0, seed=0, value=0.5, **changes):
     ("method", "settings"),
     [
         ("qexp", SCHEDULE),
-        ("dp_gd", json.loads(json.dumps(vars(GradientDescentSettings())))),
+        ("dp_gd", GD),
         ("public_only", {}),
     ],
 )
@@ -281,6 +283,19 @@ def test_a_reason_stands_beside_a_loss(tmp_path, monkeypatch):
     page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
     assert "| 3 | measured: too few steps |" in page
     assert reasons.NOT_FOUND not in page
+
+
+def test_plans_are_judged_on_fresh_public_moves(small, tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.add([line(task="small"), line(task="small", method="dp_gd", hyperparameters=GD)])
+    monkeypatch.setattr(public_moves, "Store", lambda: store)
+    for method in ("qexp", "dp_gd"):
+        settings = public_moves.settings_of("small", method, 1.0)
+        tried, moves = public_moves.trial(small_task(0), method, 1.0, seed=3)
+        assert moves == 3
+        assert all(0 <= tried(settings, i, 5)[0] <= 1 for i in range(moves))
+    with pytest.raises(ValueError, match="the study has no dp_sgd for small at epsilon = 1"):
+        public_moves.settings_of("small", "dp_sgd", 1.0)
 
 
 def test_reasons_are_of_tasks_that_there_are():

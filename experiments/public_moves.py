@@ -1,0 +1,89 @@
+"""Judge the study's plans on fresh draws of the public moves that they were made on.
+
+    python -m experiments.public_moves icu_cardiac --epsilon 1 --methods qexp dp_sgd
+
+Prints a JSON line a method: the mean score over all moves, and its standard error over draws of
+noise, splits and batches that planning has not seen. Where these figures agree, the public records
+do not tell which plan is better on the private ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import numpy as np
+
+from experiments.fine_tuning import planning_arguments, planning_records
+from experiments.study.results import Store
+from experiments.tasks import TASKS, Task
+from qexp.finetune import Schedule
+from qexp.planning._domains import public_domains
+from qexp.planning._halving import Try
+from qexp.planning._simulation import Simulation
+from qexp.privacy import calibrate_mu
+from qexp.rivals import METHODS
+from qexp.rivals._accounting import Target
+from qexp.rivals.planning import _Simulation
+
+DELTA = 1e-5
+
+
+def trial(task: Task, method: str, epsilon: float, seed: int) -> tuple[Try[Any], int]:
+    """Give what tries a method's settings on a public move, and the number of moves."""
+    arguments = planning_arguments(task, epsilon, DELTA, "quick")
+    n = arguments.pop("n_records")
+    del arguments["target_epsilon"], arguments["target_delta"]
+    public = public_domains(*planning_records(task), **arguments, seed=seed)
+    moves = len(public.domains)
+    if method == "qexp":
+
+        def noise(epsilon: float) -> float:
+            return 1 / (int(n) * calibrate_mu(epsilon, DELTA))
+
+        simulation = Simulation(public, n, noise, epsilon, DELTA, "kronecker", (), seed)
+        tried = simulation.tries(moves, n)
+        return (lambda settings, i, at: tried((settings, None), i, at)), moves
+    target = Target(epsilon, DELTA, "replace_special")
+    return _Simulation(METHODS[method], public, n, target, seed).tries(moves, n), moves
+
+
+def settings_of(task: str, method: str, epsilon: float) -> Any:
+    """Give the settings that the study planned."""
+    for line in Store().lines(task, method):
+        if (line["epsilon"], line["delta"]) == (epsilon, DELTA):
+            kind: Any = Schedule if method == "qexp" else METHODS[method].settings_type
+            return kind(**line["hyperparameters"])
+    raise ValueError(f"the study has no {method} for {task} at epsilon = {epsilon:g}; run it first")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=sorted(TASKS))
+    parser.add_argument("--epsilon", type=float, default=1.0)
+    parser.add_argument("--methods", nargs="+", choices=["qexp", *METHODS], default=["qexp"])
+    parser.add_argument("--draws", type=int, default=6, help="of every move (default 6)")
+    parser.add_argument("--seed", type=int, default=7, help="planning's is 0 (default 7)")
+    given = parser.parse_args()
+    task = TASKS[given.task](0)
+    for method in given.methods:
+        settings = settings_of(given.task, method, given.epsilon)
+        tried, moves = trial(task, method, given.epsilon, given.seed)
+        scores = [
+            np.mean([tried(settings, i, 5000 + 1000 * k + i)[0] for i in range(moves)])
+            for k in range(given.draws)
+        ]
+        line = {
+            "task": given.task,
+            "method": method,
+            "epsilon": given.epsilon,
+            "score": round(float(np.mean(scores)), 4),
+            "standard_error": round(float(np.std(scores, ddof=1) / len(scores) ** 0.5), 4),
+            "draws": given.draws,
+        }
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -119,13 +119,14 @@ class _Public:
         grams = [np.zeros((inp, inp), dtype) for _, inp in shapes] if wants_grams else []
         norms = []
         for factors in layer_factors(model, X, y):
-            norms.append(row_norms([(deltas, inputs) for inputs, deltas in factors]))
+            if settings.clipping_norm is None:
+                norms.append(row_norms([(deltas, inputs) for inputs, deltas in factors]))
             for layer, (inputs, deltas) in enumerate(factors):
                 self.sums[layer] += (deltas.T @ inputs).reshape(shapes[layer])
                 if grams:
                     weighted = inputs * np.square(deltas).sum(axis=1, keepdims=True)
                     grams[layer] += weighted.T @ inputs
-        self.norm = max(
+        self.clipping_norm = settings.clipping_norm or max(
             float(np.quantile(np.concatenate(norms), settings.clipping_quantile)), _LEAST_NORM
         )
         self.gradient: NDArray[Any] = np.concatenate([total.ravel() for total in self.sums])
@@ -205,11 +206,10 @@ def _tune(
 
     def mixed(model: Any, t: int) -> NDArray[Any]:
         seen = _Public(model, X, y, settings, boundary)
-        norm = settings.clipping_norm or seen.norm
         values = boundary.noisy_sum(
-            _clipped_then_projected(model, seen.part, norm),
+            _clipped_then_projected(model, seen.part, seen.clipping_norm),
             n_components=seen.part.n_components,
-            clipping_norm=norm,
+            clipping_norm=seen.clipping_norm,
             label="step",
         )
         gradient: NDArray[Any] = seen.part.embed(values) + settings.public_weight * seen.gradient

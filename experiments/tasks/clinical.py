@@ -22,6 +22,9 @@ _CORONARY, _CARDIAC_SURGERY, _MEDICAL, _SURGICAL = 1, 2, 3, 4
 _HELD_OUT: Final = 1000
 _HIDDEN: Final = 32
 _FIT: Final[Mapping[str, Any]] = {"epochs": 20, "learning_rate": 1e-3, "weight_decay": 1.0}
+# Chosen on held-out public stays, where 20 epochs are worse by 0.005 to 0.009. A method that trains
+# on public records on its way would otherwise be judged by that, too.
+_PRETRAINED: Final[Mapping[str, Any]] = {**_FIT, "epochs": 200}
 
 
 def icu_cardiac(seed: int = 0, *, hidden: int | None = None) -> Task:
@@ -174,10 +177,6 @@ def _task(
 def _pretrained(
     X: NDArray[Any], y: NDArray[Any], hidden: int | None, seed: int
 ) -> MultilayerPerceptron:
-    sizes = X.shape[1], 2
-    model = (
-        softmax_regression(*sizes)
-        if hidden is None
-        else mlp((sizes[0], hidden, sizes[1]), seed=seed)
-    )
-    return model.fit(X, y, **_FIT, seed=seed)
+    if hidden is None:
+        return softmax_regression(X.shape[1], 2).fit(X, y, **_PRETRAINED, seed=seed)
+    return mlp((X.shape[1], hidden, 2), seed=seed).fit(X, y, **_FIT, seed=seed)

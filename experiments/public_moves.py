@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.fine_tuning import planning_arguments, planning_records
+from experiments.fine_tuning import planning_records, surrogate_arguments
+from experiments.study.methods import settings_from_json
 from experiments.study.results import Store
 from experiments.tasks import TASKS, Task
 from qexp.finetune import Schedule
@@ -32,15 +33,14 @@ DELTA = 1e-5
 
 def trial(task: Task, method: str, epsilon: float, seed: int) -> tuple[Try[Any], int]:
     """Give what tries a method's settings on a public move, and the number of moves."""
-    arguments = planning_arguments(task, epsilon, DELTA, "quick")
-    n = arguments.pop("n_records")
-    del arguments["target_epsilon"], arguments["target_delta"]
-    public = public_domains(*planning_records(task), **arguments, seed=seed)
-    moves = len(public.domains)
+    public = public_domains(
+        *planning_records(task), **surrogate_arguments(task, "quick"), seed=seed
+    )
+    n, moves = len(task.X_private), len(public.domains)
     if method == "qexp":
 
         def noise(epsilon: float) -> float:
-            return 1 / (int(n) * calibrate_mu(epsilon, DELTA))
+            return 1 / (n * calibrate_mu(epsilon, DELTA))
 
         simulation = Simulation(public, n, noise, epsilon, DELTA, "kronecker", (), seed)
         tried = simulation.tries(moves, n)
@@ -54,7 +54,7 @@ def settings_of(task: str, method: str, epsilon: float) -> Any:
     for line in Store().lines(task, method):
         if (line["epsilon"], line["delta"]) == (epsilon, DELTA):
             kind: Any = Schedule if method == "qexp" else METHODS[method].settings_type
-            return kind(**line["hyperparameters"])
+            return settings_from_json(kind, line["hyperparameters"])
     raise ValueError(f"the study has no {method} for {task} at epsilon = {epsilon:g}; run it first")
 
 

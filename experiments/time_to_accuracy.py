@@ -57,7 +57,7 @@ SGD_RUNGS: Final = (
     *itertools.product((1 / 4,), (25, 50, 200, 800, 2000)),
 )
 # Passes over the records; longer runs take Opacus minutes.
-MOST_PASSES_OF_OPACUS: Final = 50
+_MOST_PASSES_OF_OPACUS: Final = 50
 _CLIPPING_NORMS: Final = (0.3, 1.0, 3.0)
 
 
@@ -126,7 +126,7 @@ def opacus_can_run(settings: Mapping[str, Any], n_records: int) -> bool:
     Its sampling rate is 1 over the number of batches, and of it the noise is to be.
     """
     rate, steps = settings["sampling_rate"], settings["steps"]
-    if rate >= 1 or settings["clipping"] != "abadi" or rate * steps > MOST_PASSES_OF_OPACUS:
+    if rate >= 1 or settings["clipping"] != "abadi" or rate * steps > _MOST_PASSES_OF_OPACUS:
         return False
     batches = math.ceil(n_records / round(rate * n_records))
     return math.isclose(1 / batches, rate, rel_tol=1e-9)

@@ -114,13 +114,13 @@ def test_a_cell_gives_a_line_that_json_holds(small, method, settings):
 
 
 def test_settings_survive_json_for_every_method():
-    from experiments.study.methods import _settings
+    from experiments.study.methods import settings_from_json
     from qexp.rivals import METHODS as RIVALS
 
     for method in RIVALS.values():
         for candidate in method.candidates()[:3]:
             values = json.loads(json.dumps(vars(candidate)))
-            assert _settings(method.settings_type, values) == candidate
+            assert settings_from_json(method.settings_type, values) == candidate
 
 
 def test_planning_gives_settings_that_json_holds(small):

@@ -15,7 +15,7 @@ from qexp.finetune import Schedule, Shrinkage
 from qexp.planning import plan
 from qexp.rivals import plan_rival
 
-__all__ = ["METHODS", "StudyMethod", "Tuned", "qexp_method", "rival_method"]
+__all__ = ["METHODS", "StudyMethod", "Tuned", "qexp_method", "rival_method", "settings_from_json"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ def rival_method(
             target_epsilon=epsilon,
             target_delta=delta,
             public_data=task.public_records(),
-            settings=_settings(method.settings_type, settings),
+            settings=settings_from_json(method.settings_type, settings),
             rng=insecure_test_generator(seed),
         )
         release = result.release
@@ -108,7 +108,7 @@ def rival_method(
     return StudyMethod(planned, run, takes_budget=method.name not in _FREE)
 
 
-def _settings(settings_type: type[Any], values: Mapping[str, Any]) -> Any:
+def settings_from_json(settings_type: type[Any], values: Mapping[str, Any]) -> Any:
     """Make settings of what JSON holds, where tuples are lists."""
     known = {f.name for f in fields(settings_type)}
     return settings_type(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -173,9 +174,9 @@ def _other_measures(found: list[Summary]) -> str | None:
     """Tell average precision and calibration at the budget nearest to ε = 1, where measured."""
     measured = [s for s in found if s.measures.keys() >= _MEASURES.keys()]
     budgets = {s.epsilon for s in measured if s.epsilon is not None}
-    if not budgets:
+    chosen = _nearest_to_one(sorted(budgets))
+    if chosen is None:
         return None
-    chosen = min(budgets, key=lambda epsilon: abs(math.log(epsilon)))
     shown = sorted(
         (s for s in measured if s.epsilon in (chosen, None)),
         key=lambda s: (s.method not in BOUNDS, *in_order(s.method)),
@@ -332,7 +333,11 @@ def _chosen_budget(found: list[Summary]) -> float | None:
         if summary.task in RECORDS and summary.epsilon is not None:
             tasks[summary.epsilon].add(summary.task)
     known = sorted(epsilon for epsilon, some in tasks.items() if len(some) > 1)
-    return min(known, key=lambda epsilon: abs(math.log(epsilon)), default=None)
+    return _nearest_to_one(known)
+
+
+def _nearest_to_one(budgets: Iterable[float]) -> float | None:
+    return min(budgets, key=lambda epsilon: abs(math.log(epsilon)), default=None)
 
 
 def _records_section(epsilon: float, figure: str) -> str:

@@ -95,7 +95,6 @@ def open_inputs(job: JobSettings, *, rank: int = 0, size: int = 1) -> Inputs:
                 _require_as_many(X, other, "public.features", f"public.{name}")
     p = len(model.weights)
     projection: Projection | None = None
-    identity = Identity(p)
     if job.projection.kind == "srht":
         k = job.projection.n_components
         assert k is not None
@@ -109,10 +108,10 @@ def open_inputs(job: JobSettings, *, rank: int = 0, size: int = 1) -> Inputs:
         X_public=X,
         y_public=y,
         public_groups=groups,
-        rehearsals=_rehearsals(job, model, X, y, identity) if job.schedule.rounds == "plan" else [],
+        rehearsals=_rehearsals(job, model, X, y) if job.schedule.rounds == "plan" else [],
         shards=shards,
         projection=projection,
-        make_curvature=_maker(job, X, identity if projection is None else projection),
+        make_curvature=_maker(job, X, Identity(p) if projection is None else projection),
     )
 
 
@@ -221,18 +220,17 @@ def _in_memory(
 
 
 def _rehearsals(
-    job: JobSettings,
-    model: Any,
-    X: NDArray[Any] | None,
-    y: NDArray[Any] | None,
-    projection: Projection,
+    job: JobSettings, model: Any, X: NDArray[Any] | None, y: NDArray[Any] | None
 ) -> list[Rehearsal]:
     made, public = [], job.public
     bare = getattr(model, "_model", model)  # without its block size
 
     def curvature(X: NDArray[Any]) -> Literal["kronecker"] | Maker:
         # Of this one the planner knows a fast way.
-        return "kronecker" if public.curvature == "kronecker" else _maker(job, X, projection)
+        if public.curvature == "kronecker":
+            return "kronecker"
+        # Plans are made without a projection.
+        return _maker(job, X, Identity(len(model.weights)))
 
     if public.surrogate != "rehearsals":
         shifts: Any = public.surrogate

@@ -34,7 +34,11 @@ __all__ = [
 Surrogate = Callable[
     [NDArray[Any], NDArray[Any], np.random.Generator], tuple[NDArray[Any], NDArray[Any]]
 ]
-"""A shift: records (n, d), their labels (n,) and a generator in; shifted records, labels out."""
+"""A shift: records (n, d), their labels (n,) and a generator in; shifted records, labels out.
+
+One that keeps all records in order, and differs from call to call, may have a number of `views`: as
+many of each record are then drawn at most, where public records are few for the private ones.
+"""
 
 SURROGATE_KEEPS: Final = (0.4, 0.75)
 """What a shift leaves of accuracy above chance: 45-75 % right where a model knew nearly all."""
@@ -84,6 +88,11 @@ class ImageShift:
     seed: int = 0
     low: float = 0.0
     high: float = 1.0
+
+    @property
+    def views(self) -> int:
+        """How many views of an image are worth drawing: they differ in how it is shifted."""
+        return _VARIANTS // 2 if self.spread else 1
 
     def __call__(
         self, X: NDArray[Any], y: NDArray[Any], rng: np.random.Generator

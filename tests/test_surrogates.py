@@ -82,6 +82,8 @@ def test_images_differ_in_how_they_are_shifted():
     shift = ImageShift(image_shape=(9, 7), rotation=10, spread=0.5)
     X, _ = shift(same, LABELS[:30], np.random.default_rng(0))
     assert 2 <= len(np.unique(X, axis=0)) <= 8
+    assert shift.views > 1
+    assert ImageShift(image_shape=(9, 7), rotation=10).views == 1
 
 
 @pytest.mark.parametrize("asked", [None, (0.8, 0.95)])

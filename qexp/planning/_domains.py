@@ -181,7 +181,11 @@ def _shifts(
 def split_shifted(
     shift: Surrogate, X: NDArray[Any], y: NDArray[Any], n_records: int, seed: int
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Give simulated private records, at most `n_records`, their labels, and those of the test."""
+    """Give simulated private records, at most `n_records`, their labels, and those of the test.
+
+    Where there are fewer, and a shift has several views of a record, those of the private ones are
+    taken: on a few records for many, long steps overfit that do not on many.
+    """
     rng = np.random.default_rng(seed)
     shifted, labels = shift(X, y, rng)
     order = rng.permutation(len(shifted))
@@ -189,9 +193,8 @@ def split_shifted(
     private, test = order[:n_private], order[n_private:][:_MOST_TEST_RECORDS]
     if len(private) == 0 or len(test) == 0:
         raise ValueError(f"the surrogate {shift} left {len(order)} records; it needs more")
-    return (
-        np.ascontiguousarray(shifted[private]),
-        labels[private],
-        shifted[test],
-        labels[test],
-    )
+    views = [(shifted[private], labels[private])]
+    for _ in range(min(n_records // n_private, getattr(shift, "views", 1)) - 1):
+        views.append(shift(X[private], y[private], rng))
+    X_private, y_private = (np.concatenate(parts) for parts in zip(*views, strict=True))
+    return X_private, y_private, shifted[test], labels[test]

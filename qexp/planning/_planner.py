@@ -139,6 +139,9 @@ def plan(
     tried then, and at the end the best several times more: of many that are alike, a single noisy
     trial picks the luckiest.
 
+    Where public images are few for n, several views of each are drawn, those of the test apart: on
+    a few records long steps overfit that do not on many.
+
     A draw moves the weights by -η A⁻¹ (mean clipped gradient + noise of c/(nμ)). Where m < n
     simulated private records are at hand, the mean is over those m, and the noise is that of n:
     what their sum would be scaled up to, n/m times. That is noisier a mean than the job's, so the

@@ -16,6 +16,7 @@ from qexp.finetune import Schedule, fine_tune
 from qexp.layered import LayeredCurvature
 from qexp.ledger import PrivacyLedger
 from qexp.models import MultilayerPerceptron
+from qexp.models._records import has_dtype, with_dtype
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -173,7 +174,8 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : array_like of numbers, shape (n, n_features)
-            Private. A record with a NaN or an infinity counts as null, silently.
+            Private. A record with a NaN or an infinity counts as null, silently; in lists, so does
+            one with what is no number.
         y : array_like, shape (n,)
             Private labels, of the kind of `pretrained`'s. One that it does not know makes its
             record null, silently.
@@ -197,12 +199,14 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "PrivateFineTuner requires y to be passed, but the target y is None: give the "
                 "label of every record"
             )
+        X = with_dtype(X)
         _require_numbers(X)
         with np.errstate(all="ignore"):  # A warning on overflow would tell of one record.
             features = validate_data(
                 self, X, dtype=(np.float64, np.float32), ensure_all_finite=False, reset=True
             )
-        labels = column_or_1d(y, warn=True)
+        # NumPy would choose the dtype of a list by the values of single records.
+        labels = column_or_1d(y if has_dtype(y) else np.array(y, dtype=object), warn=True)
         check_consistent_length(features, labels)
 
         model, classes = self._pretrained()

@@ -195,12 +195,14 @@ class _Layer:
         out = np.empty((len(rows), len(self.kept)), rows.dtype)
         padded = np.zeros((1, *self.padded), rows.dtype)
         signs = self._outer_signs(rows.dtype)
-        for i, row in enumerate(rows):
-            padded[...] = 0
-            padded[0, : self.shape[0], : self.shape[1]] = row.reshape(self.shape) * signs
-            _core.fwht(padded.reshape(1, -1))
-            out[i] = padded.ravel()[self.kept]
-        out *= rows.dtype.type(self._scale)
+        # A warning on a signalling NaN would tell of one record.
+        with np.errstate(all="ignore"):
+            for i, row in enumerate(rows):
+                padded[...] = 0
+                padded[0, : self.shape[0], : self.shape[1]] = row.reshape(self.shape) * signs
+                _core.fwht(padded.reshape(1, -1))
+                out[i] = padded.ravel()[self.kept]
+            out *= rows.dtype.type(self._scale)
         return out
 
     def adjoint(self, u: NDArray[Real]) -> NDArray[Real]:

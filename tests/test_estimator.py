@@ -311,6 +311,25 @@ def test_records_that_cannot_be_used_are_null_and_raise_nothing():
         assert np.array_equal(tuner().fit(X, strange).release_.weights, spoiled[0])
 
 
+@pytest.mark.parametrize("value", ["?", None, 2**70, {}])
+def test_the_dtype_of_a_list_does_not_depend_on_one_record(value):
+    X, y = blobs(300, ("ant", "bee", "cat"), seed=1)
+    spoiled = X.copy()
+    spoiled[11] = np.nan
+    expected = tuner().fit(spoiled, y).release_.weights
+    features, labels = X.tolist(), y.tolist()
+    labels[11] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(tuner().fit(features, labels).release_.weights, expected)
+    if value == 2**70:
+        return  # A number, if a large one.
+    features[11][2] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(tuner().fit(features, y).release_.weights, expected)
+
+
 def test_the_classes_are_those_of_the_pretrained_model_whatever_the_labels():
     X, y = blobs(300, ("ant", "bee", "cat"), seed=1)
     for labels in (y, np.full(300, "ant"), np.full(300, "dog")):

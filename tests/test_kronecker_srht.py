@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 from scipy.linalg import hadamard
@@ -106,6 +108,24 @@ def test_a_records_sketch_does_not_depend_on_its_company(dtype):
         assert np.isnan(with_nan[9]).any()
     finally:
         _core.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    "signalling",
+    [
+        np.array(0x7FA00000, np.uint32).view(np.float32),
+        np.array(0x7FF4000000000000, np.uint64).view(np.float64),
+    ],
+)
+def test_a_signalling_nan_warns_of_nothing(signalling):
+    projection = KroneckerSRHT(SHAPES, 30, seed=4)
+    rows = outer_rows(factors(5, signalling.dtype)).astype(signalling.dtype)
+    rows[2, 3] = signalling
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sketch = projection.forward(rows)
+    assert np.isnan(sketch[2]).any()
+    assert np.isfinite(sketch[[0, 1, 3, 4]]).all()
 
 
 def test_a_seed_means_the_same_map_everywhere():

@@ -1,6 +1,7 @@
 """Layered curvature against explicit matrices, and the lattice sum of outer products."""
 
 import math
+import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -279,6 +280,18 @@ def test_a_record_that_is_not_finite_nulls_itself_alone(model, public, kinds):
     alone = curvature.whiten(gradient_rows(model, X[17:18], y[17:18]))[0]
     alone *= min(1.0, 1 / np.linalg.norm(alone))
     np.testing.assert_allclose(missing, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("kinds", ["identity", "kronecker", "diagonal"])
+def test_a_signalling_nan_warns_of_nothing(model, public, kinds):
+    curvature = LayeredCurvature.from_model(model, public, damping=DAMPING, kinds=kinds)
+    rows = gradient_rows(model, *records(model, 4)).astype(np.float32)
+    rows[2, 3] = np.array(0x7FA00000, np.uint32).view(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whitened = curvature.whiten(rows)
+    assert np.isnan(whitened[2]).any()
+    assert np.isfinite(whitened[[0, 1, 3]]).all()
 
 
 # ------------------------------------------------------------- the sum of outer products

@@ -473,7 +473,7 @@ MISUSES = {
         r"y has the shape \(5, 1\); it must be \(5,\)",
     ),
     "labels of text": (
-        lambda: MODEL.gradient_blocks(X, ["a"] * 5),
+        lambda: MODEL.gradient_blocks(X, np.full(5, "a")),
         TypeError,
         r"y is <U1; it must hold the classes 0\.\.1",
     ),

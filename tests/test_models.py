@@ -370,6 +370,22 @@ def test_a_label_that_is_no_class_spoils_its_own_row_alone(label):
     np.testing.assert_array_equal(bits(rows[others]), bits(clean[others]))
 
 
+@pytest.mark.parametrize("value", ["secret", None, 1j, [1.0], 10**400, np.nan])
+def test_the_dtype_of_a_list_does_not_depend_on_one_record(value):
+    model = make([6, 7, 4])
+    X, y = data(model, 30)
+    clean = rows_of(model.gradient_blocks(X.tolist(), y.tolist()))
+    np.testing.assert_array_equal(bits(clean), bits(rows_of(model.gradient_blocks(X, y))))
+    features, labels = X.tolist(), y.tolist()
+    features[11][2] = labels[17] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = rows_of(model.gradient_blocks(features, labels))
+    others = ~np.isin(np.arange(30), (11, 17))
+    assert np.isnan(rows[~others]).all()
+    np.testing.assert_array_equal(bits(rows[others]), bits(clean[others]))
+
+
 def test_records_that_cannot_be_used_are_marked_in_predictions():
     model = make([6, 7, 4])
     X, y = data(model, 5)

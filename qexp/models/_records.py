@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,34 @@ from numpy.typing import ArrayLike, NDArray
 from qexp.records import LazyRows
 
 Rows = NDArray[Any] | LazyRows
+
+
+def has_dtype(values: Any) -> bool:
+    """Say whether an array-like has a dtype of its own, rather than one that its values imply."""
+    if isinstance(values, LazyRows) or hasattr(values, "dtype") or hasattr(values, "__array__"):
+        return True
+    try:
+        memoryview(values)
+    except TypeError:
+        return False
+    return True
+
+
+def with_dtype(values: Any) -> Any:
+    """Return lists and the like as float64, NaN for what is no number; all else as it is.
+
+    NumPy would choose the dtype by their values, so that one private record with a text among
+    numbers would show.
+    """
+    if has_dtype(values):
+        return values
+    objects = np.array(values, dtype=object)
+    numbers = np.full(objects.size, np.nan)
+    for i, value in enumerate(objects.ravel()):
+        if isinstance(value, Real | Decimal | str | np.bool_):
+            with contextlib.suppress(ValueError, OverflowError):
+                numbers[i] = float(value)
+    return numbers.reshape(objects.shape)
 
 
 def as_features(X: ArrayLike | LazyRows, n_features: int) -> Rows:

@@ -26,6 +26,7 @@ from qexp.models._records import (
     record_blocks,
     require_classes,
     require_finite,
+    with_dtype,
 )
 from qexp.models.sources import CurvatureSource, GradientSource
 from qexp.records import LazyRows
@@ -214,7 +215,8 @@ class MultilayerPerceptron:
         Parameters
         ----------
         X : array_like of shape (n, n_features), or LazyRows
-            Real numbers of any dtype; a memory map or lazy rows are read block by block.
+            Real numbers of any dtype; a memory map or lazy rows are read block by block. In lists,
+            what is no number counts as NaN.
         y : array_like of shape (n,), or LazyRows
             Classes 0..K-1, as integers or as floating-point numbers; read block by block as well.
         block_size : int, optional
@@ -226,11 +228,11 @@ class MultilayerPerceptron:
         TypeError, ValueError
             If the dtype or the shape of a whole array is wrong.
         """
-        features = as_features(X, self.n_features)
+        features = as_features(with_dtype(X), self.n_features)
         return GradientSource(
             self._network,
             features,
-            as_label_rows(y, len(features), self.n_classes),
+            as_label_rows(with_dtype(y), len(features), self.n_classes),
             n_classes=self.n_classes,
             layer_shapes=self.layer_shapes,
             dtype=self.dtype,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qexp.models._records import has_dtype
 from qexp.records import LazyRows
 
 __all__ = ["Block", "Records", "as_array", "as_tensor", "finite_records"]
@@ -81,6 +82,11 @@ def as_array(value: Any, name: str) -> Any:
     """Give an array, or lazy rows as they are."""
     if isinstance(value, torch.Tensor):
         value = value.detach()
+    if not has_dtype(value):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}; it must be a tensor, an array or lazy rows: the "
+            "dtype of a list would depend on single records"
+        )
     array = value if isinstance(value, LazyRows) else np.asarray(value)
     if array.dtype.kind not in "buif":
         raise TypeError(f"{name} is {array.dtype}; it must hold real numbers")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import secrets
 import stat
 from collections.abc import Callable
 from typing import BinaryIO
 
-__all__ = ["DamagedFileError", "advice", "atomic_write"]
+__all__ = ["DamagedFileError", "advice", "atomic_write", "remove_leftovers"]
 
 # File systems that cannot sync a folder say so with one of these; the rename is still atomic there.
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}
+_TEMPORARY_END = ".tmp"
 
 
 class DamagedFileError(ValueError):
@@ -45,13 +47,34 @@ def _sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
+def _temporary_stem(target: str) -> str:
+    folder, name = os.path.split(target)
+    # Names have 255 bytes at most.
+    return os.path.join(folder, f".qexp-{os.fsencode(name)[:150].decode(errors='ignore')}-")
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove what killed processes left of writing a file.
+
+    Only while no other process may be writing it.
+
+    Raises
+    ------
+    OSError
+        If there is such a file and it cannot be removed.
+    """
+    stem = _temporary_stem(os.path.realpath(path))
+    for leftover in glob.glob(f"{glob.escape(stem)}{'[0-9a-f]' * 16}{_TEMPORARY_END}"):
+        os.unlink(leftover)
+
+
 def _write_and_replace(target: str, write: Callable[[BinaryIO], object]) -> None:
     """Write a temporary file beside ``target``, then rename it over ``target``."""
     if os.path.isdir(target):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     folder = os.path.dirname(target)
     # Not tempfile: its files are readable by the owner alone, which a replaced file need not be.
-    temporary = os.path.join(folder, f".qexp-{secrets.token_hex(8)}.tmp")
+    temporary = f"{_temporary_stem(target)}{secrets.token_hex(8)}{_TEMPORARY_END}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -73,8 +96,8 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
 
     The content goes to a temporary file in the same folder, which is synced to disk and then
     renamed over ``path``. When anything fails before the rename, the temporary file is removed
-    and the old file is untouched. Only a killed process can leave a temporary file behind; its
-    name begins with ``.qexp-`` and ends with ``.tmp``.
+    and the old file is untouched. Only a killed process can leave a temporary file behind,
+    ``.qexp-<name>-<digits>.tmp``; see :func:`remove_leftovers`.
 
     Parameters
     ----------

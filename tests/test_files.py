@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import pytest
 
-from qexp._files import atomic_write
+from qexp._files import atomic_write, remove_leftovers
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
@@ -144,3 +144,28 @@ def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             write_bytes(path, b"new")
     assert str(path) in str(caught.value)
     assert path.read_bytes() == b"old"
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    target, other = tmp_path / "state [1].npz", tmp_path / "state [1].npz-2"
+    for path in (target, other):
+        process = os.fork()
+        if process == 0:
+            os.replace = lambda *paths: os._exit(9)
+            atomic_write(path, lambda file: file.write(b"unpaid"))
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    target.write_bytes(b"paid")
+    left = {path.name for path in tmp_path.iterdir()} - {target.name}
+    assert len(left) == 2
+    remove_leftovers(target)
+    assert target.read_bytes() == b"paid"
+    (kept,) = {path.name for path in tmp_path.iterdir()} - {target.name}
+    assert kept.startswith(f".qexp-{other.name}-")
+    remove_leftovers(other)
+    assert {path.name for path in tmp_path.iterdir()} == {target.name}
+
+
+def test_long_names_leave_room_for_the_temporary_ones(tmp_path):
+    path = tmp_path / ("ä" * 125)
+    atomic_write(path, lambda file: file.write(b"whole"))
+    assert path.read_bytes() == b"whole"

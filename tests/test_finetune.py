@@ -1,5 +1,6 @@
 """Fine-tuning in rounds: accounting, bits, early stops, interruptions and resumption."""
 
+import json
 import math
 import os
 import signal
@@ -588,6 +589,30 @@ def test_a_process_killed_at_any_moment_loses_nothing(task, tmp_path):
             time.sleep(chance.uniform(0, 0.1))
             os.kill(process.pid, signal.SIGKILL)
     require_whole(task, tmp_path, rounds)
+
+
+def test_nothing_is_left_of_a_draw_that_was_never_paid_for(task, tmp_path):
+    path, replaced = tmp_path / "job.npz", os.replace
+    ledger = qexp.PrivacyLedger(**TARGET)
+
+    def killed(*paths):
+        killed.calls += 1
+        if killed.calls == 3:  # The first checkpoint has no round yet.
+            os._exit(9)
+        replaced(*paths)
+
+    killed.calls = 0
+    process = os.fork()
+    if process == 0:
+        os.replace = killed
+        tune(task, plan(4, **FULL), checkpoint=path)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    (left,) = tmp_path.glob(".qexp-*")
+    assert json.loads(np.load(left)["state"].tobytes())["rounds_done"] == 2
+    assert json.loads(np.load(path)["state"].tobytes())["rounds_done"] == 1
+    tune(task, plan(4, **FULL), ledger=ledger, checkpoint=path)
+    assert not list(tmp_path.glob(".qexp-*"))
+    assert len(ledger.entries) == 4
 
 
 # -------------------------------------------------------------------- checkpoints, otherwise

@@ -17,8 +17,9 @@ published. What a restart does, by the place of the loss:
 lost                    checkpoint  ledger      the restart
 ======================  ==========  ==========  ================================================
 before the draw         t - 1       t - 1       draws round t
-after it, unsaved       t - 1       t - 1       draws round t again; the lost draw, known to
-                                                nobody, cost nothing
+after it, unsaved       t - 1       t - 1       draws round t again, and first removes what is
+                                                left of saving the lost draw, which nobody knows
+                                                then and which cost nothing
 after the save          t           t - 1       charges round t, which is in the checkpoint
 after the charge        t           t           goes on with round t + 1
 before the owner of     t           older       charges every round that is in the checkpoint
@@ -38,7 +39,8 @@ cannot work on one checkpoint: a lock file beside it sees to that.
 
 A checkpoint holds released numbers only: no record, and no digest of records, which would let
 anyone test a guess of them. So it cannot tell whether a restart reads the same private data; that
-is the caller's part. Until its last round is charged, keep the file as private as the data.
+is the caller's part. Until its last round is charged, keep the file as private as the data, and
+so what a killed process left of writing it, ``.qexp-<name>-<digits>.tmp`` beside it.
 """
 
 from __future__ import annotations

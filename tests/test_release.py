@@ -120,6 +120,16 @@ def test_the_statement_of_a_secure_release(relation, words):
     assert "epsilon 1 and delta 1e-05" in statement
 
 
+def test_the_statement_never_says_less_than_the_privacy_costs():
+    release = make_release(rng=None)
+    eight = dataclasses.replace(release, epsilon=8.0, delta=1.23456789e-7).statement
+    assert "2.99e+03 times as likely" in eight  # e⁸ is 2,980.96
+    assert "probability 1.23457e-07 " in eight
+    assert "epsilon 8 and" in eight
+    stopped = dataclasses.replace(release, epsilon=0.7654321, delta=1.23456123e-7).statement
+    assert "epsilon 0.765433 and delta 1.23457e-07" in stopped
+
+
 def test_the_statement_holds_for_an_epsilon_beyond_floats():
     release = make_release(rng=None)
     with_epsilon = dataclasses.replace(release, epsilon=800.0)

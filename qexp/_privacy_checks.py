@@ -7,9 +7,18 @@ from typing import Literal
 
 import numpy as np
 
-__all__ = ["NeighboringRelation", "check_delta", "check_epsilon", "check_mu", "check_relation"]
+__all__ = [
+    "NeighboringRelation",
+    "UnitOfPrivacy",
+    "check_delta",
+    "check_epsilon",
+    "check_mu",
+    "check_relation",
+    "check_unit",
+]
 
 NeighboringRelation = Literal["replace_special", "replace_one"]
+UnitOfPrivacy = Literal["record", "user"]
 
 
 def _real(value: object, name: str, allowed: str, advice: str) -> float:
@@ -78,4 +87,16 @@ def check_relation(value: object) -> NeighboringRelation:
     raise ValueError(
         "neighboring_relation must be 'replace_special' (one record replaced by a null record) or "
         f"'replace_one' (one record replaced by any other), got {value!r}"
+    )
+
+
+def check_unit(value: object) -> UnitOfPrivacy:
+    name = value if isinstance(value, str) else ""
+    if name == "record":
+        return "record"
+    if name == "user":
+        return "user"
+    raise ValueError(
+        "unit_of_privacy must be 'record' (a single record is protected) or 'user' (all records "
+        f"of a user), got {value!r}"
     )

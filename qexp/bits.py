@@ -3,13 +3,14 @@
 Noise is only as private as the bits behind it are unpredictable. The default is the ChaCha20
 keystream of OpenSSL (through the ``cryptography`` package) under a fresh 256-bit key from the
 operating system: additions and rotations alone, fast on every processor and without memory
-accesses that depend on the key. A generator lives for one release, so that a forked or copied
-process never repeats another one's noise.
+accesses that depend on the key. Every release draws from a fresh key, and so does a process that
+was forked with a generator: it never repeats its parent's noise.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 from typing import Final
 
@@ -48,6 +49,7 @@ class BitGenerator:
         self._key = key
         self._keystream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
         self._words_left = _WORDS_PER_KEY
+        self._process = os.getpid()
 
     def words(self, count: int) -> NDArray[np.uint64]:
         """Give the next words of the stream.
@@ -63,7 +65,8 @@ class BitGenerator:
         """
         if not 0 <= count <= _WORDS_PER_KEY:
             raise ValueError(f"count is {count}; one call gives 0 to {_WORDS_PER_KEY} words")
-        if count > self._words_left:
+        forked = self.secure and self._process != os.getpid()
+        if count > self._words_left or forked:
             self._use_key(
                 secrets.token_bytes(32) if self.secure else hashlib.sha256(self._key).digest()
             )

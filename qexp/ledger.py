@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import threading
 from contextlib import AbstractContextManager
@@ -17,12 +16,14 @@ from typing import Any, Literal, Self
 from qexp._files import atomic_write
 from qexp._privacy_checks import (
     NeighboringRelation,
+    UnitOfPrivacy,
     check_delta,
     check_epsilon,
     check_mu,
     check_relation,
+    check_unit,
 )
-from qexp.privacy import calibrate_mu, delta, epsilon, sqrt_bounds, square
+from qexp.privacy import calibrate_mu, delta, epsilon, noise_multiplier, sqrt_bounds, square
 
 __all__ = ["BudgetExceededError", "LedgerEntry", "PrivacyLedger", "Reservation", "to_dp_event"]
 
@@ -125,6 +126,9 @@ class PrivacyLedger:
         Which data sets are neighbours, with the names of dp_accounting: one record replaced by a
         null record that contributes nothing, or by any other record. The number of records is
         public under both. A bounded sum that is μ-GDP under the first is 2μ-GDP under the second.
+    unit_of_privacy : {"record", "user"}
+        Whom the budget protects. A ledger for users refuses what protects single records, as a
+        user may have many; one for records takes what protects users, who have one at least.
 
     Raises
     ------
@@ -156,6 +160,7 @@ class PrivacyLedger:
         target_epsilon: float | None = None,
         target_delta: float | None = None,
         neighboring_relation: NeighboringRelation = "replace_special",
+        unit_of_privacy: UnitOfPrivacy = "record",
     ) -> None:
         has_pair = target_epsilon is not None and target_delta is not None
         has_either = target_epsilon is not None or target_delta is not None
@@ -166,6 +171,7 @@ class PrivacyLedger:
                 f"target_delta={target_delta!r}"
             )
         self._relation = check_relation(neighboring_relation)
+        self._unit = check_unit(unit_of_privacy)
         self._target: tuple[float, float] | None = None
         if mu_budget is not None:
             self._budget = check_mu(mu_budget, "mu_budget")
@@ -175,6 +181,7 @@ class PrivacyLedger:
                 check_delta(target_delta, "target_delta"),
             )
             self._budget = calibrate_mu(*self._target)
+        self._process = os.getpid()
         self._lock: AbstractContextManager[Any] = threading.RLock()
         self._entries: list[LedgerEntry] = []
         self._spent = Fraction(0)
@@ -183,7 +190,8 @@ class PrivacyLedger:
     def __repr__(self) -> str:
         return (
             f"PrivacyLedger(mu_spent={self.mu_spent!r}, mu_budget={self.mu_budget!r}, "
-            f"neighboring_relation={self._relation!r}, entries={len(self.entries)})"
+            f"neighboring_relation={self._relation!r}, unit_of_privacy={self._unit!r}, "
+            f"entries={len(self.entries)})"
         )
 
     def __reduce_ex__(self, protocol: object) -> Any:
@@ -196,6 +204,11 @@ class PrivacyLedger:
     def neighboring_relation(self) -> NeighboringRelation:
         """The relation under which everything in the ledger is stated."""
         return self._relation
+
+    @property
+    def unit_of_privacy(self) -> UnitOfPrivacy:
+        """Whom the budget protects: a single record, or all records of a user."""
+        return self._unit
 
     @property
     def target_epsilon(self) -> float | None:
@@ -246,7 +259,11 @@ class PrivacyLedger:
         return epsilon(delta, self.mu_spent)
 
     def check(
-        self, mu: float, *, neighboring_relation: NeighboringRelation = "replace_special"
+        self,
+        mu: float,
+        *,
+        neighboring_relation: NeighboringRelation = "replace_special",
+        unit_of_privacy: UnitOfPrivacy = "record",
     ) -> None:
         """Raise if a charge of ``mu`` would not fit now.
 
@@ -256,13 +273,15 @@ class PrivacyLedger:
             μ > 0 of the release.
         neighboring_relation : {"replace_special", "replace_one"}
             The relation under which ``mu`` is stated.
+        unit_of_privacy : {"record", "user"}
+            What ``mu`` protects.
 
         Raises
         ------
         BudgetExceededError
             It does not fit beside the charges and reservations.
         """
-        cost = self._cost(mu, neighboring_relation)
+        cost = self._cost(mu, neighboring_relation, unit_of_privacy)
         with self._lock:
             self._require(cost)
 
@@ -272,6 +291,7 @@ class PrivacyLedger:
         label: str = "",
         *,
         neighboring_relation: NeighboringRelation = "replace_special",
+        unit_of_privacy: UnitOfPrivacy = "record",
         resume: bool = False,
     ) -> None:
         """Charge the budget at once.
@@ -284,6 +304,8 @@ class PrivacyLedger:
             What it is for.
         neighboring_relation : {"replace_special", "replace_one"}
             The relation under which ``mu`` is stated.
+        unit_of_privacy : {"record", "user"}
+            What ``mu`` protects.
         resume : bool
             The label belongs to this one release and to no other. A ledger that outlives its
             process (:class:`qexp.SharedLedger`) then takes up what was left reserved under it.
@@ -294,7 +316,11 @@ class PrivacyLedger:
             It does not fit; nothing is charged.
         """
         with self.reserve(
-            mu, label, neighboring_relation=neighboring_relation, resume=resume
+            mu,
+            label,
+            neighboring_relation=neighboring_relation,
+            unit_of_privacy=unit_of_privacy,
+            resume=resume,
         ) as reservation:
             reservation.commit()
 
@@ -304,6 +330,7 @@ class PrivacyLedger:
         label: str = "",
         *,
         neighboring_relation: NeighboringRelation = "replace_special",
+        unit_of_privacy: UnitOfPrivacy = "record",
         resume: bool = False,
     ) -> Reservation:
         """Hold a part of the budget while a release is made, for use in a ``with`` statement.
@@ -319,6 +346,8 @@ class PrivacyLedger:
             What it is for.
         neighboring_relation : {"replace_special", "replace_one"}
             The relation under which ``mu`` is stated.
+        unit_of_privacy : {"record", "user"}
+            What ``mu`` protects.
         resume : bool
             The label belongs to this one release and to no other. A ledger that outlives its
             process (:class:`qexp.SharedLedger`) then takes up what was left reserved under it.
@@ -336,7 +365,8 @@ class PrivacyLedger:
         """
         if not isinstance(label, str):
             raise TypeError(f"label must be a str, got {label!r} of type {type(label).__name__}")
-        return Reservation(self, self._cost(mu, neighboring_relation), label, resume=resume)
+        cost = self._cost(mu, neighboring_relation, unit_of_privacy)
+        return Reservation(self, cost, label, resume=resume)
 
     def to_dp_event(self) -> Any:
         """Return the charges as a dp_accounting event; see the function `to_dp_event`."""
@@ -358,6 +388,7 @@ class PrivacyLedger:
         with self._lock:
             content = {
                 "neighboring_relation": self._relation,
+                "unit_of_privacy": self._unit,
                 "mu_budget": self._budget.hex(),
                 "target": [value.hex() for value in self._target] if self._target else None,
                 "entries": [
@@ -436,6 +467,7 @@ class PrivacyLedger:
         ledger = cls(
             mu_budget=float.fromhex(content["mu_budget"]),
             neighboring_relation=content["neighboring_relation"],
+            unit_of_privacy=content["unit_of_privacy"],
         )
         if content["target"] is not None:
             eps, target = (float.fromhex(value) for value in content["target"])
@@ -481,15 +513,25 @@ class PrivacyLedger:
 
     def _hold(self, cost: float, label: str, *, resume: bool) -> int:
         """Hold a part of the budget; the number tells the reservation from others."""
+        self._require_own_process()
         self._require(cost)
         self._reserved += square(cost)
         return 0
 
     def _pay(self, cost: float, label: str, number: int) -> None:
+        self._require_own_process()
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._spent += square(cost)
         self._entries.append(LedgerEntry(cost, label, now))
         self._reserved -= square(cost)
+
+    def _require_own_process(self) -> None:
+        if self._process != os.getpid():
+            raise RuntimeError(
+                "this PrivacyLedger was copied into a forked process, which could spend the same "
+                "budget again: charge it in the process that made it, or share a "
+                "qexp.SharedLedger, which is kept in a file"
+            )
 
     # Without the lock held: a file's lock may fail, and then `error` must not be lost.
 
@@ -497,12 +539,17 @@ class PrivacyLedger:
         with self._lock:
             self._reserved -= square(cost)
 
-    def _cost(self, mu: float, stated_under: NeighboringRelation) -> float:
+    def _cost(self, mu: float, stated_under: NeighboringRelation, protects: UnitOfPrivacy) -> float:
         """Return μ under the relation of the ledger.
 
         From "replace_one" to "replace_special" μ is kept: the null record is one of the records.
         """
         number = check_mu(mu)
+        if check_unit(protects) == "record" and self._unit == "user":
+            raise ValueError(
+                "this release protects single records and its ledger protects users, who may have "
+                "many; protect users (groups=), or use a ledger of unit_of_privacy='record'"
+            )
         if check_relation(stated_under) == "replace_special" and self._relation == "replace_one":
             return check_mu(2 * number, "mu (doubled for 'replace_one')")
         return number
@@ -556,14 +603,7 @@ def to_dp_event(mu_or_ledger: float | PrivacyLedger) -> Any:
         ) from error
 
     def gaussian(mu: float, changed_records: int) -> Any:
-        exact = changed_records / Fraction(mu)
-        try:
-            multiplier = float(exact)
-        except OverflowError:
-            multiplier = math.nextafter(math.inf, 0.0)
-        if multiplier > exact:
-            multiplier = math.nextafter(multiplier, 0.0)
-        return dp_accounting.GaussianDpEvent(multiplier)
+        return dp_accounting.GaussianDpEvent(noise_multiplier(mu, changed_records))
 
     if isinstance(mu_or_ledger, PrivacyLedger):
         changed_records = 2 if mu_or_ledger.neighboring_relation == "replace_one" else 1

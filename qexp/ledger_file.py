@@ -7,7 +7,7 @@ or moved unnoticed. A line counts once it is on disk with its line feed (fsync):
 ========  =======================================================================================
 kind      what it says
 ========  =======================================================================================
-budget    the first line: format, μ, target (ε, δ) and neighbouring relation
+budget    the first line: format, μ, target (ε, δ), neighbouring relation and unit of privacy
 reserve   a draw is about to be made; counts against the budget from here on
 charge    that draw is paid for; it may be published
 cancel    that draw failed or was interrupted before anything of it got out
@@ -48,10 +48,12 @@ from qexp import _checks
 from qexp._files import DamagedFileError, advice, atomic_write
 from qexp._privacy_checks import (
     NeighboringRelation,
+    UnitOfPrivacy,
     check_delta,
     check_epsilon,
     check_mu,
     check_relation,
+    check_unit,
 )
 from qexp.ledger import LedgerEntry, PrivacyLedger
 from qexp.privacy import compose_mu, delta, square
@@ -114,6 +116,7 @@ class _Book:
         self.length = 0
         self.head = ""
         self.relation: NeighboringRelation = "replace_special"
+        self.unit: UnitOfPrivacy = "record"
         self.budget = 0.0
         self.target: tuple[float, float] | None = None
         self.entries: list[LedgerEntry] = []
@@ -194,6 +197,7 @@ class _Book:
                 f"reads version {_VERSION} of {_FORMAT!r}"
             )
         self.relation = check_relation(body["neighboring_relation"])
+        self.unit = check_unit(body["unit_of_privacy"])
         self.budget = check_mu(float.fromhex(body["mu_budget"]))
         if body["target"] is not None:
             eps, target = (float.fromhex(value) for value in body["target"])
@@ -413,6 +417,7 @@ class SharedLedger(PrivacyLedger):
         target_epsilon: float | None = None,
         target_delta: float | None = None,
         neighboring_relation: NeighboringRelation = "replace_special",
+        unit_of_privacy: UnitOfPrivacy = "record",
         lock_timeout: float = 60.0,
     ) -> SharedLedger:
         """Start a ledger in a new file.
@@ -421,7 +426,7 @@ class SharedLedger(PrivacyLedger):
         ----------
         path : path-like
             A file that does not exist yet.
-        mu_budget, target_epsilon, target_delta, neighboring_relation
+        mu_budget, target_epsilon, target_delta, neighboring_relation, unit_of_privacy
             As of :class:`qexp.PrivacyLedger`.
         lock_timeout : float
             Seconds to wait for other processes.
@@ -440,6 +445,7 @@ class SharedLedger(PrivacyLedger):
             target_epsilon=target_epsilon,
             target_delta=target_delta,
             neighboring_relation=neighboring_relation,
+            unit_of_privacy=unit_of_privacy,
         )
         name = os.path.realpath(path)
         line = _Book().next_line(
@@ -448,6 +454,7 @@ class SharedLedger(PrivacyLedger):
                 "format": _FORMAT,
                 "version": _VERSION,
                 "neighboring_relation": model.neighboring_relation,
+                "unit_of_privacy": model.unit_of_privacy,
                 "mu_budget": model.mu_budget.hex(),
                 "target": None if model._target is None else [x.hex() for x in model._target],
             },
@@ -594,7 +601,8 @@ class SharedLedger(PrivacyLedger):
             raise
 
     def _publish(self, book: _Book) -> None:
-        self._relation, self._budget, self._target = book.relation, book.budget, book.target
+        self._relation, self._unit = book.relation, book.unit
+        self._budget, self._target = book.budget, book.target
         self._entries, self._spent, self._reserved = book.entries, book.spent, book.reserved
 
     def _read_all(self) -> _Book:
@@ -716,7 +724,7 @@ class LedgerSummary:
     Attributes
     ----------
     path : str
-    neighboring_relation : str
+    neighboring_relation, unit_of_privacy : str
     mu_budget, mu_spent, mu_reserved : float
     target : (float, float) or None
         ε and δ of the budget.
@@ -731,6 +739,7 @@ class LedgerSummary:
 
     path: str
     neighboring_relation: str
+    unit_of_privacy: str
     mu_budget: float
     mu_spent: float
     mu_reserved: float
@@ -783,6 +792,7 @@ def read_ledger(path: str | os.PathLike[str]) -> LedgerSummary:
     return LedgerSummary(
         path=os.path.realpath(path),
         neighboring_relation=book.relation,
+        unit_of_privacy=book.unit,
         mu_budget=book.budget,
         mu_spent=compose_mu(entry.mu for entry in book.entries),
         mu_reserved=compose_mu(held.mu for held in book.open.values()),

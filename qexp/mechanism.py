@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +28,7 @@ from qexp.bits import BitGenerator, secure_generator
 from qexp.curvature import Curvature
 from qexp.kronecker_srht import KroneckerSRHT
 from qexp.ledger import PrivacyLedger
-from qexp.privacy import calibrate_mu
+from qexp.privacy import calibrate_mu, noise_multiplier
 from qexp.private_sum import Lattice, NoisySum, WhitenedBlock, lattice_for, private_sum
 from qexp.projections import Identity, Projection
 from qexp.records import RecordSource, as_record_source
@@ -176,7 +177,7 @@ def sample_private_weights(
             "delta": float(target_delta),
             "mu": factor * noisy.mu,
             "neighboring_relation": neighboring_relation,
-            "noise_multiplier": lattice.noise_std / c,
+            "noise_multiplier": noise_multiplier(noisy.mu),
             **draw_figures(noisy, curvature, eta),
             "n_records": n,
             "generator_is_secure": noisy.generator_is_secure,
@@ -184,7 +185,7 @@ def sample_private_weights(
         }
         certificate = {
             **public,
-            "event": {"type": "GaussianDpEvent", "noise_multiplier": 1 / noisy.mu},
+            "event": {"type": "GaussianDpEvent", "noise_multiplier": noise_multiplier(noisy.mu)},
             "mu_replace_special": noisy.mu,
             "mu_replace_one": 2 * noisy.mu,
             "public_inputs": public_inputs,
@@ -237,7 +238,8 @@ def private_step(
     if ledger is None or ranks.rank != 0:
         noisy = draw()
     else:
-        with ledger.reserve(lattice.mu, label) as reservation:
+        unit = unit_of_privacy(source).get("unit_of_privacy", "record")
+        with ledger.reserve(lattice.mu, label, unit_of_privacy=unit) as reservation:
             noisy = draw()
             reservation.commit()
     if noisy is None:
@@ -252,7 +254,21 @@ def sharded_source(
     """Give this rank's records as a source, and the number n of all ranks' records."""
     alone = ranks.size == 1
     source = as_record_source(records, n_parameters=n_parameters, least=1 if alone else 0)
+    if not alone:
+        _require_whole_users(source, ranks)
     return source, _checks.count(ranks.sum(source.n_records), "n_records of all ranks")
+
+
+def _require_whole_users(source: RecordSource, ranks: Communicator) -> None:
+    """Raise where a user may have records on two ranks: each would clip its share to c."""
+    ends = getattr(source, "first_and_last_user", None)
+    gathered = ranks.gather(None if ends is None else ends())
+    ranges = sorted(found for found in gathered if found is not None)
+    if any(last >= first for (_, last), (first, _) in pairwise(ranges)):
+        raise ValueError(
+            "the user ids of two ranks overlap; all records of a user need to be on one rank, and "
+            "the ids of each rank in a range of their own, as qexp.shards.open_shards deals them"
+        )
 
 
 def unit_of_privacy(source: RecordSource) -> dict[str, Any]:
@@ -385,4 +401,5 @@ def _bit_generator(rng: BitGenerator | None) -> BitGenerator:
             f"rng is a {type(rng).__name__}; it needs None (a fresh cryptographic generator) or, "
             "for tests and studies only, qexp.bits.insecure_test_generator(seed)"
         )
-    return rng
+    # A key of its own, so that no two releases share one.
+    return rng.spawn(0) if rng.secure else rng

@@ -27,7 +27,14 @@ from typing import NamedTuple
 
 from qexp._privacy_checks import check_delta, check_epsilon, check_mu
 
-__all__ = ["calibrate_mu", "compose_mu", "delta", "epsilon", "log_delta"]
+__all__ = [
+    "calibrate_mu",
+    "compose_mu",
+    "delta",
+    "epsilon",
+    "log_delta",
+    "noise_multiplier",
+]
 
 
 # --- δ(ε; μ) to thirty digits ----------------------------------------------------------------
@@ -453,3 +460,31 @@ def compose_mu(mus: Iterable[float]) -> float:
     if math.isinf(composed):
         raise ValueError("the composed mu is above the largest float: no privacy is left")
     return composed
+
+
+def noise_multiplier(mu: float, changed_records: int = 1) -> float:
+    """Return the standard deviation of noise that gives μ, in terms of the bound on one record.
+
+    Parameters
+    ----------
+    mu : float
+        μ > 0.
+    changed_records : int
+        In how many bounded terms neighbouring data sets differ: 2 for "replace_one".
+
+    Returns
+    -------
+    float
+        `changed_records`/μ rounded down, so that nobody who starts from it claims more privacy.
+
+    Examples
+    --------
+    >>> noise_multiplier(0.25)
+    4.0
+    """
+    exact = changed_records / Fraction(check_mu(mu))
+    try:
+        multiplier = float(exact)
+    except OverflowError:
+        return math.nextafter(math.inf, 0.0)
+    return math.nextafter(multiplier, 0.0) if multiplier > exact else multiplier

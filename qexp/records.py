@@ -189,6 +189,11 @@ class _Users:
         """Describe the unit of privacy for certificates."""
         return {"unit_of_privacy": "user", "max_records_per_user": self._most_records}
 
+    def first_and_last_user(self) -> tuple[int, int] | None:
+        """Give the ids of the first and the last user; None where there is none."""
+        n = len(self._ids)
+        return (int(self._ids[0:1][0]), int(self._ids[n - 1 : n][0])) if n else None
+
     def blocks(self) -> Iterator[NDArray[Any]]:
         """Yield the users' gradients, float64 (m, p); a buffer that the next block overwrites."""
         slots = self._users_at_once()

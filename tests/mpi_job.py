@@ -220,6 +220,10 @@ def errors(ranks, folder):
     said["arguments"] = outcome(
         ranks, lambda: tune(ranks, schedule=plan(step_size=1.0 + ranks.rank))
     )
+    said["split user"] = outcome(
+        ranks,
+        lambda: tune(ranks, groups=share(ranks, np.arange(len(X)) // 3), ledger=ledger),
+    )
     said["dtype"] = outcome(
         ranks, lambda: tune(ranks, X=X if on_root else X.astype("U9"), ledger=ledger)
     )

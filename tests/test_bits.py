@@ -1,4 +1,5 @@
 import copy
+import os
 import pickle
 
 import numpy as np
@@ -72,3 +73,32 @@ def test_children_of_a_secure_generator_share_nothing():
     parent = bits.secure_generator()
     assert parent.spawn(0).secure
     assert not np.array_equal(parent.spawn(0).words(4), parent.spawn(0).words(4))
+
+
+def in_a_fork(function):
+    """Give what a forked process gets, as bytes."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            os.write(writing, function())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        got = pipe.read()
+    os.waitpid(process, 0)
+    return got
+
+
+def test_a_forked_process_never_repeats_its_parents_words():
+    generator = bits.secure_generator()
+    generator.words(3)
+    one, other = (in_a_fork(lambda: generator.words(4).tobytes()) for _ in range(2))
+    assert len({one, other, generator.words(4).tobytes()}) == 3
+
+
+def test_a_forked_test_generator_goes_on():
+    generator = bits.insecure_test_generator(1)
+    generator.words(3)
+    assert in_a_fork(lambda: generator.words(4).tobytes()) == generator.words(4).tobytes()

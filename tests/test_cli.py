@@ -269,6 +269,21 @@ def test_a_ledger_from_creation_to_release(tmp_path: Path, capsys):
     assert "6 bytes of a line that was never acknowledged" in capsys.readouterr().out
 
 
+def test_a_ledger_for_users(tmp_path: Path, capsys):
+    path = str(tmp_path / "ledger.jsonl")
+    assert cli.main(["ledger", "create", path, "--mu", "1", "--unit", "user"]) == 0
+    assert capsys.readouterr().out.endswith("replace_special, for each user\n")
+    ledger = qexp.SharedLedger(path)
+    with pytest.raises(ValueError, match="protects single records"):
+        ledger.charge(0.1)
+    ledger.charge(0.1, unit_of_privacy="user")
+    assert qexp.SharedLedger(path).unit_of_privacy == "user"
+    assert cli.main(["ledger", "show", path]) == 0
+    assert "(replace_special, for each user)" in capsys.readouterr().out
+    assert cli.main(["ledger", "show", path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unit_of_privacy"] == "user"
+
+
 def test_ledger_commands_tell_failures_apart(tmp_path: Path, capsys):
     path = str(tmp_path / "ledger.jsonl")
     assert cli.main(["ledger", "show", path]) == 2

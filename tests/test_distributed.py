@@ -178,6 +178,7 @@ def test_an_error_of_one_rank_is_an_error_of_all_and_costs_nothing(alone, tmp_pa
     assert mine.startswith("BudgetExceededError | ")
     assert theirs == mine + note.format(0)
     assert all("rank 1 has another schedule than rank 0" in said for said in root["arguments"])
+    assert all("the user ids of two ranks overlap" in said for said in root["split user"])
     assert all("X is <U9; it must hold real numbers" in said for said in root["dtype"])
     assert all("holds a NaN or an infinity; public" in said for said in root["curvature"])
     assert all("cut-1.npy' cannot be used: it is cut off" in said for said in root["cut"])

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import math
+import os
 import pickle
 import signal
 import subprocess
@@ -412,3 +413,43 @@ def test_missing_dp_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(ImportError, match=r'pip install "qexp\[accounting\]"'):
         to_dp_event(1.0)
+
+
+def test_a_forked_process_cannot_spend_the_same_budget_again() -> None:
+    ledger = PrivacyLedger(mu_budget=1.0)
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            ledger.charge(0.9)
+            os.write(writing, b"charged")
+        except RuntimeError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read().decode()
+    os.waitpid(process, 0)
+    assert "copied into a forked process" in said
+    assert "SharedLedger" in said
+    ledger.charge(0.9)
+
+
+def test_unit_of_privacy(tmp_path: Path) -> None:
+    users = PrivacyLedger(mu_budget=1.0, unit_of_privacy="user")
+    for spend in (users.check, users.charge, users.reserve):
+        with pytest.raises(ValueError, match="use a ledger of unit_of_privacy='record'"):
+            spend(0.1)
+    users.charge(0.6, unit_of_privacy="user")
+    users.save(tmp_path / "ledger.json")
+    again = PrivacyLedger.load(tmp_path / "ledger.json")
+    assert (again.unit_of_privacy, again.mu_spent) == ("user", 0.6)
+    # Whoever is protected with all records is protected with each.
+    records = PrivacyLedger(mu_budget=1.0)
+    records.charge(0.6, unit_of_privacy="user")
+    assert (records.unit_of_privacy, records.mu_spent) == ("record", 0.6)
+    with pytest.raises(ValueError, match="unit_of_privacy must be 'record'"):
+        PrivacyLedger(mu_budget=1.0, unit_of_privacy="person")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unit_of_privacy must be 'record'"):
+        records.charge(0.1, unit_of_privacy="group")  # type: ignore[arg-type]

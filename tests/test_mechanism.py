@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,9 +11,10 @@ import pytest
 from scipy.linalg import solve_triangular
 
 import qexp
-from qexp import _core
-from qexp.bits import insecure_test_generator
+from qexp import _core, mechanism
+from qexp.bits import insecure_test_generator, secure_generator
 from qexp.models import mlp, softmax_regression
+from qexp.records import ArrayRecords, per_user
 
 P, N = 40, 120
 CLIP = 2.0
@@ -221,7 +223,7 @@ def test_the_certificate_names_every_public_input():
     assert lattice["bound"] * 2.0 ** -lattice["bits"] == release.mu
     assert certificate["event"] == {
         "type": "GaussianDpEvent",
-        "noise_multiplier": 1 / release.mu,
+        "noise_multiplier": qexp.privacy.noise_multiplier(release.mu),
     }
     other = draw(gradients_of(), curvature=curvature, projection=projection, pretrained=np.ones(P))
     assert other.certificate()["public_inputs"]["pretrained"] != inputs["pretrained"]
@@ -550,3 +552,67 @@ def test_a_record_moves_the_sum_by_at_most_the_clipping_norm():
         norm = min(scale * math.sqrt(P), CLIP)
         assert np.linalg.norm(moved) <= CLIP
         assert np.linalg.norm(moved) == pytest.approx(norm, rel=1e-5)
+
+
+# ------------------------------------------------------------------ who shares what with whom
+
+
+def test_two_releases_of_one_secure_generator_have_keys_of_their_own(monkeypatch):
+    given, used = secure_generator(), []
+    monkeypatch.setattr(
+        mechanism, "private_sum", lambda *args, bits, **rest: used.append(bits) or 1 / 0
+    )
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            draw(gradients_of(), rng=given)
+    assert len({id(bits) for bits in (given, *used)}) == 3
+    assert all(bits.secure for bits in used)
+
+
+class Ranks:
+    """Other ranks' words, made up."""
+
+    size = 2
+
+    def __init__(self, others):
+        self.others = others
+
+    def gather(self, value):
+        return [value, *self.others]
+
+    def sum(self, number):
+        return number
+
+
+@pytest.mark.parametrize(
+    ("others", "fits"),
+    [
+        ([(6, 9)], True),
+        ([(-4, 1)], True),
+        ([None], True),
+        ([(5, 9)], False),
+        ([(-4, 2)], False),
+        ([(3, 3)], False),
+        ([(6, 9), (9, 12)], False),
+    ],
+)
+def test_a_user_with_records_on_two_ranks_is_refused(others, fits):
+    source = per_user(ArrayRecords(gradients_of(n=6)), np.array([2, 2, 3, 4, 5, 5]))
+    if fits:
+        assert mechanism.sharded_source(source, P, Ranks(others))[1] == 4
+        return
+    with pytest.raises(ValueError, match="the user ids of two ranks overlap") as error:
+        mechanism.sharded_source(source, P, Ranks(others))
+    assert not re.search(r"\d", str(error.value))
+
+
+def test_a_ledger_for_users_refuses_what_protects_records():
+    ledger = qexp.PrivacyLedger(**TARGET, unit_of_privacy="user")
+    records = gradients_of(n=40)
+    with pytest.raises(ValueError, match="protects single records and its ledger protects users"):
+        draw(records, ledger=ledger)
+    assert ledger.mu_spent == 0
+    by_user = per_user(ArrayRecords(records), np.arange(40) // 2)
+    release = draw(by_user, ledger=ledger)
+    assert release.unit_of_privacy == "user"
+    assert ledger.mu_spent == release.mu

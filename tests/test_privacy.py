@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from qexp import privacy
 from qexp.ledger import PrivacyLedger, to_dp_event
-from qexp.privacy import calibrate_mu, compose_mu, delta, epsilon, log_delta
+from qexp.privacy import calibrate_mu, compose_mu, delta, epsilon, log_delta, noise_multiplier
 
 
 def reference_delta(eps: float, mu: float, extra_digits: int = 25) -> mpmath.mpf:
@@ -285,3 +285,16 @@ def test_compose_bad_input() -> None:
     for bad in (1.0, "12", None):
         with pytest.raises(TypeError, match="iterable of numbers"):
             compose_mu(bad)  # type: ignore[arg-type]
+
+
+@given(st.floats(1e-300, 1e300), st.sampled_from([1, 2]))
+def test_noise_multipliers_are_rounded_down(mu: float, changed_records: int) -> None:
+    found = Fraction(noise_multiplier(mu, changed_records))
+    exact = changed_records / Fraction(mu)
+    assert found <= exact < Fraction(math.nextafter(float(found), math.inf))
+
+
+def test_a_noise_multiplier_beyond_floats() -> None:
+    assert noise_multiplier(5e-324) == math.nextafter(math.inf, 0.0)
+    with pytest.raises(ValueError, match="mu must be"):
+        noise_multiplier(0.0)

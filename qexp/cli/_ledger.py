@@ -34,6 +34,7 @@ def add_to(commands: Commands) -> None:
         examples=[
             "qexp ledger create ledger.jsonl --epsilon 1 --delta 1e-5",
             "qexp ledger create ledger.jsonl --mu 0.5 --relation replace_one",
+            "qexp ledger create users.jsonl --epsilon 1 --delta 1e-5 --unit user",
         ],
     )
     create.add_argument("path", metavar="PATH", help="a file that does not exist yet")
@@ -49,6 +50,13 @@ def add_to(commands: Commands) -> None:
         default="replace_special",
         help="neighbouring data sets: one record is replaced by a null record (default), or by "
         "any other",
+    )
+    create.add_argument(
+        "--unit",
+        choices=("record", "user"),
+        default="record",
+        help="whom the budget protects: single records (default), or users, who may have many; "
+        "jobs must then protect users, too (private.groups)",
     )
 
     show = ledgers.add(
@@ -101,8 +109,12 @@ def _create(options: argparse.Namespace) -> None:
         target_epsilon=options.epsilon,
         target_delta=options.delta,
         neighboring_relation=options.relation,
+        unit_of_privacy=options.unit,
     )
-    print(f"{ledger.path}: mu_budget = {ledger.mu_budget!r}, {ledger.neighboring_relation}")
+    print(
+        f"{ledger.path}: mu_budget = {ledger.mu_budget!r}, {ledger.neighboring_relation}, "
+        f"for each {ledger.unit_of_privacy}"
+    )
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -122,7 +134,7 @@ def _show(options: argparse.Namespace) -> None:
     if target:
         budget += f", that is epsilon = {target[0]:g} at delta = {target[1]:g}"
     rows = [
-        ("budget", f"{budget} ({found.neighboring_relation})"),
+        ("budget", f"{budget} ({found.neighboring_relation}, for each {found.unit_of_privacy})"),
         (
             "spent",
             f"mu = {found.mu_spent:.8g} in {len(found.entries)} charge(s), epsilon = "

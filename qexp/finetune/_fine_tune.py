@@ -84,7 +84,8 @@ def fine_tune(
         saved. The place to save a ledger that is kept on disk.
     groups : integer array (number of rows,) or rows of :mod:`qexp.shards`, optional
         Whose each record is: sorted user ids. The unit of privacy is then the user and n the
-        number of users; see :func:`qexp.records.per_user`.
+        number of users; see :func:`qexp.records.per_user`. With several ranks each has its own
+        range of ids, so that no user has records on two.
     max_records_per_user : int, optional
         Public. Further records of a user are left out, silently. Needed where gradients come as
         factors (Kronecker curvature); without it whole rows are formed.

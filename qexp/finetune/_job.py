@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from qexp import _checks, _config
 from qexp._communicator import Communicator
+from qexp._files import remove_leftovers
+from qexp._privacy_checks import UnitOfPrivacy
 from qexp._progress import progress_bar
 from qexp.bits import BitGenerator
 from qexp.curvature import Curvature
@@ -35,7 +37,7 @@ from qexp.mechanism import (
     sharded_source,
     unit_of_privacy,
 )
-from qexp.privacy import calibrate_mu, compose_mu, epsilon
+from qexp.privacy import calibrate_mu, compose_mu, epsilon, noise_multiplier
 from qexp.private_curvature import input_moments, input_scales, refined_curvature
 from qexp.private_sum import Lattice, NoisySum, lattice_for
 from qexp.projections import Identity, Projection
@@ -169,6 +171,8 @@ class Job:
         """Take up the checkpoint, or begin one, and bring the ledger up to it."""
         if self.checkpoint is None:
             return
+        # What a killed process left may be a round that is drawn anew, and was never paid for.
+        remove_leftovers(self.checkpoint)
         state = load_state(self.checkpoint, self._configuration())
         if state is None:
             # Before the first draw: a path that cannot be written fails while nothing is at stake.
@@ -207,11 +211,16 @@ class Job:
                         try:
                             reservation = stack.enter_context(
                                 self.ledger.reserve(
-                                    self._lattice(t).mu, self._label(t), resume=True
+                                    self._lattice(t).mu,
+                                    self._label(t),
+                                    unit_of_privacy=self._protected,
+                                    resume=True,
                                 )
                             )
                             if t == 0:  # Curvature alone would be paid for in vain.
-                                self.ledger.check(self._lattice(1).mu)
+                                self.ledger.check(
+                                    self._lattice(1).mu, unit_of_privacy=self._protected
+                                )
                         except BudgetExceededError:
                             if self.state.rounds_done == 0:
                                 raise
@@ -257,20 +266,20 @@ class Job:
             "delta": self.target_delta,
             "mu": self.factor * mu,
             "neighboring_relation": self.neighboring_relation,
-            "noise_multiplier": 1 / mu,
+            "noise_multiplier": noise_multiplier(mu),
             "noise_to_signal": last["noise_to_signal"],
             "expected_utility_loss": last["expected_utility_loss"],
             "expected_mean_loss": last["expected_mean_loss"],
             "n_records": self.n_records,
             "generator_is_secure": self.bits.secure,
-            "unit_of_privacy": self.unit.get("unit_of_privacy", "record"),
+            "unit_of_privacy": self._protected,
         }
         certificate = {
             **public,
             "event": {
                 "type": "ComposedDpEvent",
                 "events": [
-                    {"type": "GaussianDpEvent", "noise_multiplier": 1 / lattice.mu}
+                    {"type": "GaussianDpEvent", "noise_multiplier": noise_multiplier(lattice.mu)}
                     for lattice in lattices
                 ],
             },
@@ -410,6 +419,11 @@ class Job:
         return self._refined
 
     @property
+    def _protected(self) -> UnitOfPrivacy:
+        unit: UnitOfPrivacy = self.unit.get("unit_of_privacy", "record")
+        return unit
+
+    @property
     def _first_draw(self) -> int:
         """0 where private curvature comes before round 1."""
         return 1 if self.moments_lattice is None else 0
@@ -444,7 +458,12 @@ class Job:
     def _charge_saved(self, t: int) -> None:
         assert self.ledger is not None
         try:
-            self.ledger.charge(self._lattice(t).mu, self._label(t), resume=True)
+            self.ledger.charge(
+                self._lattice(t).mu,
+                self._label(t),
+                unit_of_privacy=self._protected,
+                resume=True,
+            )
         except BudgetExceededError as error:
             raise BudgetExceededError(
                 f"the checkpoint holds {_name(t)}, for which the ledger was not charged and has "

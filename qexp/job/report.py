@@ -241,6 +241,7 @@ def _ledger(ledger: Mapping[str, Any] | None) -> list[str]:
         ("μ spent, all jobs", f"{ledger['mu_spent']:.8g}"),
         ("μ budget", f"{ledger['mu_budget']:.8g}"),
         ("neighbouring data sets", str(ledger["neighboring_relation"])),
+        ("protected unit", str(ledger["unit_of_privacy"])),
         ("lines", str(ledger["lines"])),
         ("checksum of the last line", str(ledger["head"])),
     ]

@@ -201,6 +201,7 @@ class _Run:
         self, inputs: Inputs, schedule: Schedule, ledger: SharedLedger | None
     ) -> FineTuneResult:
         job, is_root = self.job, self.ranks.rank == 0
+        by_user = inputs.shards.groups is not None
         began = time.monotonic()
 
         def on_round(report: RoundReport) -> None:
@@ -217,7 +218,8 @@ class _Run:
                     mu_so_far=report.mu_so_far,
                     noise_to_signal=report.noise_to_signal,
                     step_norm=report.step_norm,
-                    seconds=round(now - began, 1),
+                    # How long it takes tells how many records all users have, which is not public.
+                    **({} if by_user else {"seconds": round(now - began, 1)}),
                 )
             began = now
             self.stopper.between_rounds(is_last=report.round == report.rounds)
@@ -297,6 +299,7 @@ def _ledger_facts(ledger: SharedLedger) -> dict[str, Any]:
         "mu_budget": ledger.mu_budget,
         "mu_spent": ledger.mu_spent,
         "neighboring_relation": ledger.neighboring_relation,
+        "unit_of_privacy": ledger.unit_of_privacy,
         "lines": lines,
         "head": head,
     }

@@ -96,9 +96,8 @@ public stays from some units to others. Of qexp's grid of 780 schedules closed f
 to try in the first stage, each rival tries all of its 90 to 216. Noise comes from reproducible test
 generators. Poisson samples (DP-SGD, SPARTA) are accounted for by privacy loss distributions, all
 other methods exactly. Seconds are a run's, without planning. Tasks and budgets that are not here
-were not run yet. Of `mnist_rotated` and `usps_to_mnist` AdaMix and fine-tuning without privacy are
-of narrower grids, and so is AdaMix of `mnist_to_usps` at ε = 2 and 8. Written by `python -m
-experiments report` from `experiments/results`, which `python -m experiments all` fills."""
+were not run yet. AdaMix of `mnist_rotated` and `usps_to_mnist` is of a narrower grid. Written by
+`python -m experiments report` from `experiments/results`, which `python -m experiments all` fills."""
 
 
 def _methods() -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,21 @@ class Lines:
 
     def add(self, new: dict[str, Any]) -> None:
         """Put a line in, in place of another of the same cell."""
-        known = {self._key(old): old for old in self.read()}
-        known[self._key(new)] = new
-        text = "".join(json.dumps(known[key]) + "\n" for key in sorted(known))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.path, lambda file: file.write(text.encode()))
+        # Of the folder, as the file is another one after every line.
+        with _locked(self.path.parent):
+            known = {self._key(old): old for old in self.read()}
+            known[self._key(new)] = new
+            text = "".join(json.dumps(known[key]) + "\n" for key in sorted(known))
+            atomic_write(self.path, lambda file: file.write(text.encode()))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from adding lines meanwhile, which would be lost."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

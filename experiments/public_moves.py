@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from experiments.fine_tuning import planning_records, surrogate_arguments
+from experiments.study.methods import METHODS as STUDY_METHODS
 from experiments.study.methods import settings_from_json
 from experiments.study.results import Store
 from experiments.tasks import TASKS, Task
@@ -29,6 +30,7 @@ from qexp.rivals._accounting import Target
 from qexp.rivals.planning import _Simulation
 
 DELTA = 1e-5
+PLANNED = ["qexp", *(name for name in METHODS if STUDY_METHODS[name].takes_budget)]
 
 
 def trial(task: Task, method: str, epsilon: float, seed: int) -> tuple[Try[Any], int]:
@@ -62,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=sorted(TASKS))
     parser.add_argument("--epsilon", type=float, default=1.0)
-    parser.add_argument("--methods", nargs="+", choices=["qexp", *METHODS], default=["qexp"])
+    parser.add_argument("--methods", nargs="+", choices=PLANNED, default=["qexp"])
     parser.add_argument("--draws", type=int, default=6, help="of every move (default 6)")
     parser.add_argument("--seed", type=int, default=7, help="planning's is 0 (default 7)")
     given = parser.parse_args()

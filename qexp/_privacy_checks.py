@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import numpy as np
 
@@ -91,12 +91,9 @@ def check_relation(value: object) -> NeighboringRelation:
 
 
 def check_unit(value: object) -> UnitOfPrivacy:
-    name = value if isinstance(value, str) else ""
-    if name == "record":
-        return "record"
-    if name == "user":
-        return "user"
-    raise ValueError(
-        "unit_of_privacy must be 'record' (a single record is protected) or 'user' (all records "
-        f"of a user), got {value!r}"
-    )
+    if not isinstance(value, str) or value not in get_args(UnitOfPrivacy):
+        raise ValueError(
+            "unit_of_privacy must be 'record' (a single record is protected) or 'user' (all "
+            f"records of a user), got {value!r}"
+        )
+    return cast(UnitOfPrivacy, value)

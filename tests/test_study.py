@@ -2,7 +2,9 @@
 
 import json
 import math
+import multiprocessing
 import queue
+import re
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from experiments import __main__ as command_line
 from experiments import public_moves
+from experiments.lines import Lines
 from experiments.study import cells, reasons, report, runner, summaries
 from experiments.study.cells import Cell, run_planned
 from experiments.study.methods import METHODS, NO_BUDGET
@@ -277,12 +280,43 @@ def test_without_a_common_seed_or_with_one_alone_nothing_is_clear(tmp_path):
 
 
 def test_a_reason_stands_beside_a_loss(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "REASONS", {"a": "measured: too few steps"})
+    monkeypatch.setattr(report, "REASONS", {("a", 1.0): "measured: too few steps"})
     store = Store(tmp_path / "results")
     store.add(seeds("a", "qexp", 1.0, 0.7) + seeds("a", "dp_gd", 1.0, 0.8))
     page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
     assert "| 3 | measured: too few steps |" in page
     assert reasons.NOT_FOUND not in page
+
+
+def test_public_records_alone_are_a_rival_and_a_missing_one_is_named(tmp_path):
+    store = Store(tmp_path / "results")
+    free = [{**found, "epsilon": None} for found in seeds("a", "public_only", 1.0, 0.9)]
+    store.add(seeds("a", "qexp", 1.0, 0.8) + seeds("a", "dp_gd", 1.0, 0.7) + free)
+    store.add(seeds("a", "qexp", 0.1, 0.8) + seeds("a", "dp_gd", 0.1, 0.7))
+    store.add(seeds("b", "qexp", 1.0, 0.8) + seeds("b", "adamix", 1.0, 0.7))
+    store.add(seeds("b", "dp_gd", 2.0, 0.7))
+    page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
+    assert "with ε ≥ 0.5 1 won, 0 tied, 1 lost; below" in page
+    assert "far from all cells were run, 0 won, 0 tied, 1 lost." in page
+    assert "public_only, 90.0 ± " in page
+    assert re.search(r"\| b \| 1 \| 80.0 ± .* \| adamix, 70.0 ± .* \(without dp_gd\) \|", page)
+
+
+def test_two_processes_that_add_lines_lose_none(tmp_path):
+    def add(first):
+        lines = Lines(tmp_path / "a.jsonl", lambda line: line["number"])
+        for number in range(first, first + 30):
+            lines.add({"number": number})
+
+    processes = [
+        multiprocessing.get_context("fork").Process(target=add, args=(f,)) for f in (0, 30)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert len(Lines(tmp_path / "a.jsonl", lambda line: line["number"]).read()) == 60
 
 
 def test_plans_are_judged_on_fresh_public_moves(small, tmp_path, monkeypatch):
@@ -299,7 +333,7 @@ def test_plans_are_judged_on_fresh_public_moves(small, tmp_path, monkeypatch):
 
 
 def test_reasons_are_of_tasks_that_there_are():
-    assert set(reasons.REASONS) <= set(TASKS)
+    assert {task for task, _ in reasons.REASONS} <= set(TASKS)
 
 
 def test_gaps_are_told_with_their_ratio(tmp_path):

@@ -16,7 +16,7 @@ from experiments.tasks import TASKS, Task
 __all__ = ["DEFAULT_EPSILONS", "Cell", "plan_settings", "run_cell", "run_planned", "task_at"]
 
 DEFAULT_EPSILONS: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-CHOSEN_ON: Final = "shifted public records, at seed 0"
+CHOSEN_ON: Final = "public records, at seed 0"
 
 
 @dataclass(frozen=True)

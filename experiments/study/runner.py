@@ -81,8 +81,10 @@ def run_all(
                 connection.wait([process.sentinel for process in running], _SECONDS_BETWEEN_LOOKS)
                 while not done_cells.empty():
                     advance(done_cells.get())
-                failed += sum(process.exitcode not in (None, 0) for process in running)
-                running = [process for process in running if process.exitcode is None]
+                # Asked once, as a process may end between two questions.
+                codes = [process.exitcode for process in running]
+                failed += sum(code not in (None, 0) for code in codes)
+                running = [p for p, code in zip(running, codes, strict=True) if code is None]
         finally:
             # Files are whole at any moment.
             for process in running:

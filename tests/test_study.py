@@ -161,6 +161,24 @@ def test_what_is_there_is_not_run_again(tmp_path):
     assert missing[0].budgets[1].settings is None
 
 
+def test_plans_of_two_efforts_are_not_mixed(small, tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.add([line(task="small", seed=0)])
+    monkeypatch.setattr(runner, "plan_settings", lambda *_: {**SCHEDULE, "rounds": 3})
+
+    def groups(effort):
+        return list(runner._missing(["small"], ["qexp"], [1.0], 1e-5, (0, 1), effort, store))
+
+    [full] = groups("full")
+    assert full.budgets[0].seeds == (0, 1)
+    assert full.budgets[0].settings is None
+    runner._run(full, store, queue.Queue())
+    assert {made["effort"] for made in store.lines("small", "qexp")} == {"full"}
+    assert {made["hyperparameters"]["rounds"] for made in store.lines("small", "qexp")} == {3}
+    assert groups("full") == []
+    assert groups("quick")[0].budgets[0].seeds == (0, 1)
+
+
 def test_a_stopped_group_keeps_its_cells_and_goes_on(small, tmp_path, monkeypatch):
     store, done = Store(tmp_path), queue.Queue()
 

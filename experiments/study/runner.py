@@ -113,6 +113,8 @@ def _missing(
                     line["seed"]: line["hyperparameters"]
                     for line in known
                     if (line["epsilon"], line["delta"]) == (stated, delta)
+                    # Lines of one cell are of one plan. The first ones did not say its effort.
+                    and line.get("effort", "quick") == effort
                 }
                 missing = tuple(seed for seed in seeds if seed not in done)
                 if missing:
@@ -157,5 +159,5 @@ def _run_cell(
     done_cells: Any,
 ) -> None:
     cell = Cell(group.task, group.method, epsilon, group.delta, seed)
-    store.add([run_planned(cell, settings[epsilon])])
+    store.add([{**run_planned(cell, settings[epsilon]), "effort": group.effort}])
     done_cells.put(1)

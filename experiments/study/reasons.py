@@ -10,7 +10,7 @@ __all__ = ["NOT_FOUND", "PLANS", "REASONS"]
 _CARDIAC = (
     "The public stays do not tell which is better: on six further draws of the moves between "
     "medical and surgical units the plan, two rounds with a large clipping norm, reaches 0.816 "
-    "± 0.001 and DP-SGD's 0.818 ± 0.001 (`python -m experiments.public_moves`)."
+    "± 0.001, and so does that of gradient descent (`python -m experiments.public_moves`)."
 )
 _CARDIAC_MLP = (
     "No public move shows it: on six further draws of them the plans for ε = 2, 4 and 8 reach "

@@ -177,6 +177,9 @@ _CLIPS: Final[tuple[dict[str, Any], ...]] = (
     {"clipping_norm": 0.3},
     {"clipping_norm": 1.0},
     {"clipping_norm": 3.0},
+    # Of tables, gradients are several times as long as of images.
+    {"clipping_norm": 10.0},
+    {"clipping_norm": 30.0},
 )
 _SGD_STEPS: Final[tuple[dict[str, Any], ...]] = tuple(
     [{"learning_rate": eta} for eta in (0.3, 1.0, 3.0)]
@@ -195,7 +198,10 @@ def _sgd_candidates() -> list[SGDSettings]:
         for (rate, steps), clip, step in itertools.product(
             # Small lots over few epochs, and large ones over many, as De et al. and Tramèr and
             # Boneh found best.
-            ((0.02, 200), (0.06, 100), (0.06, 400), (0.25, 100), (0.25, 400)),
+            (
+                *((0.02, 200), (0.06, 100), (0.06, 400)),
+                *((0.25, 100), (0.25, 400), (0.5, 100), (0.5, 400)),
+            ),
             _CLIPS,
             _SGD_STEPS,
         )

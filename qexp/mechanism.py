@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks, _config
 from qexp._communicator import Communicator, SingleProcess
+from qexp._privacy_checks import UnitOfPrivacy
 from qexp._progress import progress_bar
 from qexp.bits import BitGenerator, secure_generator
 from qexp.curvature import Curvature
@@ -163,7 +164,7 @@ def sample_private_weights(
             step_size=eta,
             bits=bits,
             ledger=ledger,
-            label=f"sample_private_weights, {n} {unit.get('unit_of_privacy', 'record')}s",
+            label=f"sample_private_weights, {n} {protected(unit)}s",
             progress=progress,
             communicator=ranks,
         )
@@ -181,7 +182,7 @@ def sample_private_weights(
             **draw_figures(noisy, curvature, eta),
             "n_records": n,
             "generator_is_secure": noisy.generator_is_secure,
-            "unit_of_privacy": unit.get("unit_of_privacy", "record"),
+            "unit_of_privacy": protected(unit),
         }
         certificate = {
             **public,
@@ -238,7 +239,7 @@ def private_step(
     if ledger is None or ranks.rank != 0:
         noisy = draw()
     else:
-        unit = unit_of_privacy(source).get("unit_of_privacy", "record")
+        unit = protected(unit_of_privacy(source))
         with ledger.reserve(lattice.mu, label, unit_of_privacy=unit) as reservation:
             noisy = draw()
             reservation.commit()
@@ -275,6 +276,12 @@ def unit_of_privacy(source: RecordSource) -> dict[str, Any]:
     """Give what certificates say of a unit of privacy that is not the record."""
     describe = getattr(source, "describe_unit", None)
     return {} if describe is None else dict(describe())
+
+
+def protected(unit: Mapping[str, Any]) -> UnitOfPrivacy:
+    """Name the unit that :func:`unit_of_privacy` describes."""
+    name: UnitOfPrivacy = unit.get("unit_of_privacy", "record")
+    return name
 
 
 def check_agreement(public: Mapping[str, Any], ranks: Communicator) -> None:

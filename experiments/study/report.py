@@ -207,15 +207,15 @@ def _verdicts(found: list[Summary]) -> str:
     """Tell which cells qexp wins, ties and loses, by differences seed by seed."""
     rows: dict[str, list[str]] = {"Lost": [], "Tied": [], "Won": []}
     counts = {least: dict.fromkeys(rows, 0) for least in (True, False)}
-    free = {s.task: s for s in found if s.method == "public_only" and s.epsilon is None}
+    public = _without_budget(found, "public_only")
     known = {(s.task, s.method) for s in found if s.epsilon is not None and s.method not in OURS}
     for (task, epsilon), methods in sorted(methods_by_cell(found).items()):
         ours = methods.get("qexp")
         rivals = [s for name, s in methods.items() if name not in (*OURS, *BOUNDS)]
         if ours is None or not rivals:
             continue
-        if task in free:  # It costs no privacy at all.
-            rivals.append(free[task])
+        if task in public:  # It costs no privacy at all.
+            rivals.append(public[task])
         best = max(rivals, key=lambda s: s.mean)
         missing = ", ".join(sorted(m for t, m in known if t == task and m not in methods))
         gap = paired(ours, best)
@@ -262,16 +262,18 @@ def _verdicts(found: list[Summary]) -> str:
     return "\n".join(parts)
 
 
+def _without_budget(found: list[Summary], method: str) -> dict[str, Summary]:
+    """Give a method that takes no budget, by task."""
+    return {s.task: s for s in found if s.method == method and s.epsilon is None}
+
+
 def _count(counts: dict[str, int]) -> str:
     return ", ".join(f"{counts[verdict]} {verdict.lower()}" for verdict in ("Won", "Tied", "Lost"))
 
 
 def _gaps(found: list[Summary]) -> str | None:
     """Set what privacy costs qexp beside what it costs DP-SGD, on the seeds of both."""
-    free, public = (
-        {s.task: s for s in found if s.method == name and s.epsilon is None}
-        for name in ("non_private", "public_only")
-    )
+    free, public = (_without_budget(found, name) for name in ("non_private", "public_only"))
     rows, judged, met, clear = [], 0, 0, 0
     for (task, epsilon), methods in sorted(methods_by_cell(found).items()):
         above, ours, plain = free.get(task), methods.get("qexp"), methods.get(_PLAIN)

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from qexp import _checks, _config
 from qexp._communicator import Communicator
 from qexp._files import remove_leftovers
-from qexp._privacy_checks import UnitOfPrivacy
 from qexp._progress import progress_bar
 from qexp.bits import BitGenerator
 from qexp.curvature import Curvature
@@ -34,6 +33,7 @@ from qexp.mechanism import (
     draw_figures,
     norm,
     private_step,
+    protected,
     sharded_source,
     unit_of_privacy,
 )
@@ -213,13 +213,13 @@ class Job:
                                 self.ledger.reserve(
                                     self._lattice(t).mu,
                                     self._label(t),
-                                    unit_of_privacy=self._protected,
+                                    unit_of_privacy=protected(self.unit),
                                     resume=True,
                                 )
                             )
                             if t == 0:  # Curvature alone would be paid for in vain.
                                 self.ledger.check(
-                                    self._lattice(1).mu, unit_of_privacy=self._protected
+                                    self._lattice(1).mu, unit_of_privacy=protected(self.unit)
                                 )
                         except BudgetExceededError:
                             if self.state.rounds_done == 0:
@@ -272,7 +272,7 @@ class Job:
             "expected_mean_loss": last["expected_mean_loss"],
             "n_records": self.n_records,
             "generator_is_secure": self.bits.secure,
-            "unit_of_privacy": self._protected,
+            "unit_of_privacy": protected(self.unit),
         }
         certificate = {
             **public,
@@ -419,11 +419,6 @@ class Job:
         return self._refined
 
     @property
-    def _protected(self) -> UnitOfPrivacy:
-        unit: UnitOfPrivacy = self.unit.get("unit_of_privacy", "record")
-        return unit
-
-    @property
     def _first_draw(self) -> int:
         """0 where private curvature comes before round 1."""
         return 1 if self.moments_lattice is None else 0
@@ -461,7 +456,7 @@ class Job:
             self.ledger.charge(
                 self._lattice(t).mu,
                 self._label(t),
-                unit_of_privacy=self._protected,
+                unit_of_privacy=protected(self.unit),
                 resume=True,
             )
         except BudgetExceededError as error:

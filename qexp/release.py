@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from decimal import ROUND_CEILING, Context
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qexp import _checks
+from qexp._digits import rounded_up
 from qexp._files import atomic_write
 
 __all__ = ["PrivateRelease"]
@@ -108,8 +108,8 @@ class PrivateRelease:
             f"of the {self.n_records} {_UNITS[self.unit_of_privacy]} {other}: no conclusion "
             f"becomes more than {_factor(self.epsilon)} times as likely because of one "
             f"{self.unit_of_privacy}, except with "
-            f"probability {_rounded_up(self.delta, 6)} (this is differential privacy with epsilon "
-            f"{_rounded_up(self.epsilon, 6)} and delta {_rounded_up(self.delta, 6)})."
+            f"probability {rounded_up(self.delta, 6)} (this is differential privacy with epsilon "
+            f"{rounded_up(self.epsilon, 6)} and delta {rounded_up(self.delta, 6)})."
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -210,10 +210,4 @@ def _read(file: BinaryIO) -> tuple[Any, NDArray[Any]]:
 def _factor(epsilon: float) -> str:
     if epsilon >= 700:
         return "more than 1e304"
-    return _rounded_up(math.nextafter(math.exp(epsilon), math.inf), 3)
-
-
-def _rounded_up(value: float, digits: int) -> str:
-    """Write a number with so many digits at most, never smaller than Python writes it in full."""
-    up = Context(prec=digits, rounding=ROUND_CEILING).create_decimal(repr(value))
-    return f"{float(up):.{digits}g}"
+    return rounded_up(math.nextafter(math.exp(epsilon), math.inf), 3)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -86,9 +87,33 @@ def test_rounds_together_never_cost_more_than_the_budget(rounds, capsys):
     figures = json.loads(capsys.readouterr().out)
     together = qexp.compose_mu([figures["mu_per_round"]] * rounds)
     assert figures["mu"] * (1 - 1e-14) < together <= figures["mu"]
-    assert figures["noise_multiplier_per_round"] == 1 / figures["mu_per_round"]
+    # Who adds the noise that is told does not claim too much, by no more than rounding.
+    for noise, mu in (("noise_multiplier", "mu"), ("noise_multiplier_per_round", "mu_per_round")):
+        product = Fraction(figures[noise]) * Fraction(figures[mu])
+        assert 1 <= product < 1 + Fraction(1, 2**51)
     assert cli.main(arguments) == 0
     assert f"mu of each of {rounds} rounds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("target", [["--mu", "0.1"], ["--epsilon", "3"], ["--mu", "0.7"]])
+def test_calibrate_prints_what_is_private(target, capsys):
+    """Of figures written with a few digits: enough noise, and no privacy that is not there."""
+    arguments = ["calibrate", *target, "--delta", "1e-5", "--rounds", "3"]
+    assert cli.main([*arguments, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert cli.main(arguments) == 0
+    rows = [line.rsplit("  ", 1) for line in capsys.readouterr().out.splitlines()]
+    told = {name.strip(): value for name, value in rows}
+    for name, figure in (
+        ("noise multiplier (sigma / c)", "noise_multiplier"),
+        ("noise multiplier of each", "noise_multiplier_per_round"),
+        ("epsilon under replace_one", "epsilon_replace_one"),
+        ("zCDP rho", "zcdp_rho"),
+    ):
+        assert figures[figure] <= float(told[name]) <= figures[figure] * (1 + 1e-5)
+    for name, figure in (("mu", "mu"), ("mu of each of 3 rounds", "mu_per_round")):
+        assert figures[figure] * (1 - 1e-9) <= float(told[name]) <= figures[figure]
+    assert float(told["privacy"][1:].partition(",")[0]) >= figures["epsilon"]
 
 
 def test_calibrate_prints_a_table(capsys):

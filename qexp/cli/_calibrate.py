@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
+from fractions import Fraction
 from typing import Any, Final
 
+from qexp._digits import rounded_down, rounded_up
 from qexp.cli import _values
 from qexp.cli._commands import Commands
 
@@ -47,20 +49,23 @@ def _calibrate(options: argparse.Namespace) -> None:
         print(json.dumps(figures, indent=2))
         return
     rows = [
-        ("privacy", f"({figures['epsilon']:.6g}, {options.delta:g})-DP, replace_special"),
-        ("mu", f"{figures['mu']:.10g}"),
-        ("mu under replace_one", f"{figures['mu_replace_one']:.10g}"),
-        ("epsilon under replace_one", f"{figures['epsilon_replace_one']:.6g}"),
-        ("noise multiplier (sigma / c)", f"{figures['noise_multiplier']:.10g}"),
-        ("zCDP rho", f"{figures['zcdp_rho']:.6g}"),
+        (
+            "privacy",
+            f"({rounded_up(figures['epsilon'], 6)}, {options.delta:g})-DP, replace_special",
+        ),
+        ("mu", rounded_down(figures["mu"], 10)),
+        ("mu under replace_one", rounded_down(figures["mu_replace_one"], 10)),
+        ("epsilon under replace_one", rounded_up(figures["epsilon_replace_one"], 6)),
+        ("noise multiplier (sigma / c)", rounded_up(figures["noise_multiplier"], 10)),
+        ("zCDP rho", rounded_up(figures["zcdp_rho"], 6)),
     ]
     if options.rounds > 1:
         rows += [
-            (f"mu of each of {options.rounds} rounds", f"{figures['mu_per_round']:.10g}"),
-            ("noise multiplier of each", f"{figures['noise_multiplier_per_round']:.10g}"),
+            (f"mu of each of {options.rounds} rounds", rounded_down(figures["mu_per_round"], 10)),
+            ("noise multiplier of each", rounded_up(figures["noise_multiplier_per_round"], 10)),
         ]
     rows += [
-        (f"epsilon at delta = {float(delta):g}", f"{value:.6g}")
+        (f"epsilon at delta = {float(delta):g}", rounded_up(value, 6))
         for delta, value in figures["epsilon_at_delta"].items()
     ]
     width = max(len(name) for name, _ in rows)
@@ -86,12 +91,20 @@ def _figures(epsilon: float | None, mu: float | None, delta: float, rounds: int)
         "mu": mu,
         "mu_replace_one": 2 * mu,
         "epsilon_replace_one": privacy.epsilon(delta, 2 * mu),
-        "noise_multiplier": 1 / mu,
+        "noise_multiplier": _noise_to_add(mu),
         "zcdp_rho": mu**2 / 2,
         "rounds": rounds,
         "mu_per_round": per_round,
-        "noise_multiplier_per_round": 1 / per_round,
+        "noise_multiplier_per_round": _noise_to_add(per_round),
         "epsilon_at_delta": {
             repr(other): privacy.epsilon(other, mu) for other in sorted({*_DELTAS, delta})[::-1]
         },
     }
+
+
+def _noise_to_add(mu: float) -> float:
+    """Give 1/μ rounded up: who adds so much noise has the privacy that is told."""
+    from qexp import privacy
+
+    below = privacy.noise_multiplier(mu)
+    return below if Fraction(below) * Fraction(mu) == 1 else math.nextafter(below, math.inf)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from qexp import _checks, _config
 from qexp.bits import BitGenerator
 from qexp.mechanism import _bit_generator
-from qexp.privacy import compose_mu
+from qexp.privacy import compose_mu, noise_multiplier
 from qexp.release import PrivateRelease
 from qexp.rivals._accounting import Target
 from qexp.rivals._boundary import Boundary, PrivateBoundary
@@ -237,7 +237,9 @@ class Method(Generic[S]):
                     else gaussian,
                 }
                 for (rate, claim), count in _counted(claims)
-                for gaussian in [{"type": "GaussianDpEvent", "noise_multiplier": 1 / claim}]
+                for gaussian in [
+                    {"type": "GaussianDpEvent", "noise_multiplier": noise_multiplier(claim)}
+                ]
             ],
         }
         described: Mapping[str, Any] = model.describe() if hasattr(model, "describe") else {}
@@ -246,7 +248,7 @@ class Method(Generic[S]):
             "delta": target.delta,
             "mu": mu,
             "neighboring_relation": target.neighboring_relation,
-            "noise_multiplier": target.factor / mu if mu else math.inf,
+            "noise_multiplier": noise_multiplier(mu, target.factor) if mu else math.inf,
             "noise_to_signal": boundary.history[-1]["noise_to_signal"] if claims else 0.0,
             "expected_utility_loss": math.nan,
             "expected_mean_loss": math.nan,

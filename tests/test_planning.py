@@ -16,7 +16,9 @@ from qexp.models import mlp, softmax_regression
 from qexp.planning import Rehearsal, candidate_schedules, plan
 from qexp.planning._domains import public_domains
 from qexp.planning._grid import neighbours
+from qexp.planning._halving import EFFORTS
 from qexp.planning._kronecker_trial import KroneckerTrial, eigen_factors
+from qexp.planning._planner import _hopeful
 from qexp.planning._simulation import Simulation, noise_loss
 from qexp.planning._trials import GeneralTrial
 from qexp.privacy import calibrate_mu, epsilon
@@ -413,6 +415,36 @@ def test_paths_need_to_save_a_part_of_what_can_be_saved_only():
     assert score > simulation.score_before
     tuned = simulation.domains[None][0].trial.tune(full, 0.0, rng)
     assert tuned.loss(X, y) > 0.9 * math.log(2)
+
+
+class FewHopeful:
+    """Of 300 candidates the first 100 do not move; noise grows, and so many are hopeful."""
+
+    def __init__(self, most_noise):
+        self.most_noise = most_noise
+
+    def noise_loss(self, candidate):
+        return candidate[1]
+
+    def moving(self, pool):
+        return [c for c in pool if c[1] >= 100]
+
+    def hopeful(self, pool):
+        return [c for c in self.moving(pool) if c[1] <= self.most_noise]
+
+
+@pytest.mark.parametrize("n_hopeful", [0, 5, 63])
+def test_where_few_are_hopeful_others_are_tried_that_move_and_that_do_not(n_hopeful):
+    pool = [(BASE, noise) for noise in np.random.default_rng(0).permutation(300)]
+    kept = _hopeful(pool, FewHopeful(99 + n_hopeful), EFFORTS["quick"])
+    assert [noise for _, noise in kept] == [*range(64), *range(100, 164)]
+
+
+def test_many_hopeful_ones_are_tried_alone_and_of_a_small_pool_all():
+    pool = [(BASE, noise) for noise in range(300)]
+    simulation = FewHopeful(99 + 64)
+    assert _hopeful(pool, simulation, EFFORTS["quick"]) == simulation.hopeful(pool)
+    assert _hopeful(pool[70:130], FewHopeful(0), EFFORTS["quick"]) == pool[70:130]
 
 
 def test_all_surrogates_of_ones_own_are_used(digits):

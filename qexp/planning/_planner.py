@@ -133,11 +133,12 @@ def plan(
     First, closed forms discard hopeless candidates: with q = 1 - ηρ/(1-m), the noise of T rounds
     leaves an expected loss of ½ Σ_ρ ρ (η c √T / ((1-m) n μ))² (1-q^2T)/(1-q²) in the quadratic
     model, ρ the eigenvalues of H A⁻¹; and a path T η/(1-m) along which even the slope of the loss
-    at the start saves too little of ½ gᵀA⁻¹g, g the mean gradient, leads nowhere. Then the rest is
-    simulated, by successive halving (Jamieson and Talwalkar, AISTATS 2016): on one surrogate and
-    few records first, the best ones on all surrogates and more records. What is near the best is
-    tried then, and at the end the best several times more: of many that are alike, a single noisy
-    trial picks the luckiest.
+    at the start saves too little of ½ gᵀA⁻¹g, g the mean gradient, leads nowhere. Where that leaves
+    few, as it does beside little budget, the least noisy of the others make up for it. Then the
+    rest is simulated, by successive halving (Jamieson and Talwalkar, AISTATS 2016): on one
+    surrogate and few records first, the best ones on all surrogates and more records. What is near
+    the best is tried then, and at the end the best several times more: of many that are alike, a
+    single noisy trial picks the luckiest.
 
     Where public images are few for n, several views of each are drawn, those of the test apart: on
     a few records long steps overfit that do not on many.
@@ -236,12 +237,17 @@ def plan(
 def _hopeful(
     pool: Sequence[Candidate], simulation: Simulation, effort: Effort
 ) -> Sequence[Candidate]:
-    """Give the candidates worth a trial; where they are few, those of the least noise."""
+    """Give the candidates worth a trial; where they are few, the least noisy ones of two kinds.
+
+    Beside little budget all that leads anywhere is noisy, and what is not hardly moves.
+    """
     hopeful = simulation.hopeful(pool)
     few = effort.stages[1][0]
-    if few is not None and len(hopeful) < few:
-        return sorted(pool, key=simulation.noise_loss)[:few]
-    return hopeful
+    if few is None or len(hopeful) >= few:
+        return hopeful
+    by_noise = sorted(pool, key=simulation.noise_loss)
+    kept = {*by_noise[:few], *simulation.moving(by_noise)[:few]}
+    return [c for c in by_noise if c in kept]
 
 
 def _row(candidate: Candidate, outcome: Outcome | None, simulation: Simulation) -> dict[str, Any]:

@@ -105,11 +105,15 @@ class Simulation:
 
     def hopeful(self, pool: Sequence[Candidate]) -> list[Candidate]:
         """Give the candidates that closed forms leave a chance."""
+        most = _MOST_NOISE_LOSS * self.loss_before
+        return [c for c in self.moving(pool) if self.noise_loss(c) <= most]
+
+    def moving(self, pool: Sequence[Candidate]) -> list[Candidate]:
+        """Give the candidates whose path leads far enough, whatever the noise is."""
         # An order may get better, or a score of one's own, where the loss hardly does.
         by_loss = self.scorer.score in ("accuracy", "loss")
         least = _LEAST_SAVING * self._savable(pool) if by_loss else 0.0
-        most = _MOST_NOISE_LOSS * self.loss_before
-        return [c for c in pool if self._saving(c) >= least and self.noise_loss(c) <= most]
+        return [c for c in pool if self._saving(c) >= least]
 
     def _savable(self, pool: Sequence[Candidate]) -> float:
         """Predict what none of the candidates can save more than.

@@ -249,8 +249,11 @@ def _candidates() -> list[SpartaSettings]:
         {"sampling_rate": 0.25, "epochs": 12, "warm_up_epochs": 2},
         {"sampling_rate": 0.25, "epochs": 50, "warm_up_epochs": 0},
         {"sampling_rate": 0.25, "epochs": 50, "warm_up_epochs": 10},
+        {"sampling_rate": 0.5, "epochs": 24, "warm_up_epochs": 4},
+        {"sampling_rate": 0.5, "epochs": 100, "warm_up_epochs": 20},
     )
-    choices = itertools.product(rates, ("row", "column"), (0.2, 0.8), (0.1, 0.3, 1.0), (0.3, 1.0))
+    norms = (0.3, 1.0, 3.0)
+    choices = itertools.product(rates, ("row", "column"), (0.2, 0.8), (0.1, 0.3, 1.0), norms)
     return [
         SpartaSettings(
             groups=groups,

@@ -1,14 +1,16 @@
-"""Run the study: any task, method, budget and seed, all of them, or their tables and figures.
+"""Run the study: any task, method, budget and seed, everything, or the tables and figures.
 
     python -m experiments mnist_to_usps --method qexp --epsilon 1 --seed 0
-    python -m experiments all --jobs 2 [--tasks …] [--methods …] [--epsilons …] [--seeds 10]
+    python -m experiments all --jobs 2
+    python -m experiments all --jobs 2 --tasks … [--methods …] [--epsilons …] [--seeds 10]
+    python -m experiments all --only membership one_run_audit
     python -m experiments report
 
-The first prints one JSON line. The second fills experiments/results, shows progress, leaves out
-what is there already, and may be stopped at any moment. The third writes docs/study.md,
-docs/time-to-accuracy.md, docs/ablations.md and their figures from what is there. Settings are
-planned on public records alone. Noise comes from reproducible test generators, so that the releases
-of a study are not private.
+The first prints one JSON line. `all` fills experiments/results, shows progress, leaves out what is
+there already, and may be stopped at any moment: the study of every method on every task first, then
+all other measurements, or the parts that `--only` names. `report` writes the tables and figures
+of the docs from what is there. Settings are planned on public records alone. Noise comes from
+reproducible test generators, so that the releases of a study are not private.
 """
 
 from __future__ import annotations
@@ -18,22 +20,22 @@ import json
 import signal
 import sys
 
-from experiments import ablations, time_to_accuracy
-from experiments.study import DEFAULT_EPSILONS, METHODS, Cell, report, results, run_all, run_cell
+from experiments import everything
+from experiments.study import DEFAULT_EPSILONS, METHODS, Cell, results, run_all, run_cell
 from experiments.tasks import TASKS
 
 # The open sample of MIMIC-III holds 27 public stays, fewer than a plan takes.
 _UNPLANNED = ("mimic_mortality",)
+_STUDY = "study"
 
 
 def main() -> None:
     if len(sys.argv) > 1 and sys.argv[1] == "report":
         argparse.ArgumentParser(prog="python -m experiments report").parse_args(sys.argv[2:])
-        for write in (report.write, time_to_accuracy.write, ablations.write):
-            for path in write():
-                print(path)
+        for path in everything.write():
+            print(path)
     elif len(sys.argv) > 1 and sys.argv[1] == "all":
-        everything(sys.argv[2:])
+        fill(sys.argv[2:])
     else:
         one(sys.argv[1:])
 
@@ -42,7 +44,7 @@ def one(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments",
         description=__doc__.splitlines()[0],
-        epilog="\n".join(__doc__.splitlines()[2:5]),
+        epilog="\n".join(__doc__.splitlines()[2:7]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("task", choices=[*sorted(TASKS), "all", "report"])
@@ -58,14 +60,21 @@ def one(argv: list[str]) -> None:
     print(json.dumps(run_cell(cell, effort=arguments.effort)))
 
 
-def everything(argv: list[str]) -> None:
+def fill(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments all")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="PART",
+        choices=[_STUDY, *everything.PARTS],
+        help=f"of {_STUDY}, {', '.join(everything.PARTS)}; default: all, or the study if one of "
+        "its tasks, methods or budgets is named",
+    )
     parser.add_argument(
         "--tasks",
         nargs="+",
         metavar="TASK",
         choices=sorted(TASKS),
-        default=[task for task in sorted(TASKS) if task not in _UNPLANNED],
         help=f"of {', '.join(sorted(TASKS))}; default: all but {', '.join(_UNPLANNED)}, whose open "
         "sample is too small to plan with",
     )
@@ -74,7 +83,6 @@ def everything(argv: list[str]) -> None:
         nargs="+",
         metavar="METHOD",
         choices=sorted(METHODS),
-        default=list(METHODS),
         help=f"of {', '.join(sorted(METHODS))}; default: all",
     )
     parser.add_argument(
@@ -82,31 +90,41 @@ def everything(argv: list[str]) -> None:
         nargs="+",
         metavar="EPSILON",
         type=float,
-        default=list(DEFAULT_EPSILONS),
         help=f"default: {' '.join(f'{value:g}' for value in DEFAULT_EPSILONS)}",
     )
     parser.add_argument("--delta", type=float, default=1e-5)
     parser.add_argument("--seeds", type=int, default=10, help="0 up to this number less one")
     parser.add_argument("--effort", choices=["quick", "full"], default="quick")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--jobs", type=int, default=1, help="processes of the study")
+    given = parser.parse_args(argv)
+    of_the_study = given.tasks or given.methods or given.epsilons
+    if of_the_study and given.only not in (None, [_STUDY]):
+        parser.error("--tasks, --methods and --epsilons are the study's, and --only names others")
+    parts = given.only or ([_STUDY] if of_the_study else [_STUDY, *everything.PARTS])
     # As Ctrl-C: the processes that work for this one end with it.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    failed, left_out = 0, []
     try:
-        failed = _run_all(arguments)
+        if _STUDY in parts:
+            failed = _run_all(given)
+        for message in everything.measure([part for part in parts if part != _STUDY]):
+            print(f"left out: {message}", file=sys.stderr)
+            left_out.append(message)
     except KeyboardInterrupt:
         sys.exit("stopped; what is done is in experiments/results, and the same command goes on")
     finally:
         signal.signal(signal.SIGTERM, before)
     if failed:
         sys.exit(f"{failed} task(s) and method(s) failed; the others are in experiments/results")
+    if left_out:
+        sys.exit(f"{len(left_out)} part(s) left out; the others are in experiments/results")
 
 
 def _run_all(arguments: argparse.Namespace) -> int:
     return run_all(
-        tasks=arguments.tasks,
-        methods=arguments.methods,
-        epsilons=arguments.epsilons,
+        tasks=arguments.tasks or [task for task in sorted(TASKS) if task not in _UNPLANNED],
+        methods=arguments.methods or list(METHODS),
+        epsilons=arguments.epsilons or list(DEFAULT_EPSILONS),
         delta=arguments.delta,
         seeds=range(arguments.seeds),
         effort=arguments.effort,

@@ -428,6 +428,30 @@ def _plot(found: Sequence[Summary], path: Path) -> None:
     figure_file(figure, path)
 
 
+def measure(
+    *,
+    tasks: Sequence[str] = TASK_NAMES,
+    epsilons: Sequence[float] = (1.0, 4.0),
+    delta: float = 1e-5,
+    seeds: int = 5,
+    only: Sequence[str] = tuple(_TITLES),
+) -> None:
+    """Measure what is missing."""
+    lines = lines_at(RESULTS)
+    adopt_rounds(lines, lines_at(LADDERS))
+    # The others take the plan of the first.
+    chosen = {
+        name: variant
+        for name, variant in variants().items()
+        if name == _KRONECKER or _group(name) in only
+    }
+    with one_thread():
+        for task, epsilon in itertools.product(tasks, epsilons):
+            cell: dict[str, Any] = {"task": task, "epsilon": epsilon, "delta": delta}
+            settings = plan_variants(chosen, lines, **cell)
+            run_variants(chosen, settings, lines, seeds=range(seeds), **cell)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.ablations", description=__doc__.splitlines()[0]
@@ -443,20 +467,9 @@ def main() -> None:
         for path in write():
             print(path)
         return
-    lines = lines_at(RESULTS)
-    adopt_rounds(lines, lines_at(LADDERS))
-    # The others take the plan of the first.
-    chosen = {
-        name: variant
-        for name, variant in variants().items()
-        if name == _KRONECKER or _group(name) in arguments.only
-    }
+    given = {name: value for name, value in vars(arguments).items() if name != "report"}
     try:
-        with one_thread():
-            for task, epsilon in itertools.product(arguments.tasks, arguments.epsilons):
-                cell = {"task": task, "epsilon": epsilon, "delta": arguments.delta}
-                settings = plan_variants(chosen, lines, **cell)
-                run_variants(chosen, settings, lines, seeds=range(arguments.seeds), **cell)
+        measure(**given)
     except KeyboardInterrupt:
         sys.exit(f"stopped; what is done is in {RESULTS}, and the same command goes on")
 

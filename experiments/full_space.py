@@ -3,8 +3,9 @@
     python -m experiments.full_space mnist_to_usps --epsilon 1 4 --seeds 5 [--rounds 1] [--grid]
 
 prints one JSON line a budget. ``--grid`` adds the best schedule of the planner's grid on the real
-task: to judge the planner by, never to choose from. On a machine shared with others,
-set OPENBLAS_NUM_THREADS=1: products here are small, and threads that wait for each other are slow.
+task: to judge the planner by, never to choose from; `python -m experiments all` keeps such lines.
+On a machine shared with others, set OPENBLAS_NUM_THREADS=1: products here are small, and threads
+that wait for each other are slow.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
 import numpy as np
 
 from experiments.fine_tuning import fine_tuned, planning_arguments, planning_records
+from experiments.measurement import Line, Measurement, markdown_table
+from experiments.study.results import Store
+from experiments.study.summaries import Difference, difference_text, mean_text, student
 from experiments.tasks import TASKS, Task
 from qexp.finetune import Schedule
 from qexp.models import MultilayerPerceptron
@@ -73,52 +78,105 @@ def planned(task: Task, epsilon: float, rounds: int | None, effort: Any) -> tupl
     return made, time.perf_counter() - started
 
 
+@lru_cache(maxsize=1)
+def _tasks(task: str, seeds: int) -> list[Task]:
+    return [TASKS[task](seed) for seed in range(seeds)]
+
+
+def judged(task: str, epsilon: float, seeds: int) -> Line:
+    """Run the study's plan, and the best of the grid."""
+    for line in Store().lines(task, "qexp"):
+        if (line["epsilon"], line["delta"]) == (epsilon, DELTA):
+            schedule = Schedule(**line["hyperparameters"])
+            return measured(schedule, task, epsilon, seeds, grid=True)
+    raise ValueError(f"the study has no qexp for {task} at epsilon = {epsilon:g}; run it first")
+
+
+def measured(
+    schedule: Schedule,
+    task: str,
+    epsilon: float,
+    seeds: int,
+    *,
+    rounds: int | None = None,
+    grid: bool = False,
+) -> Line:
+    """Run one schedule for all seeds, as one plan would serve one job."""
+    tasks = _tasks(task, seeds)
+
+    def measures(schedule: Schedule) -> list[dict[str, float]]:
+        return [
+            each.measures(private_model(each, schedule, epsilon, seed))
+            for seed, each in enumerate(tasks)
+        ]
+
+    line: Line = {
+        "delta": DELTA,
+        "schedule": schedule.describe(),
+        "metric": tasks[0].metric,
+    }
+    before = [each.measures(each.model) for each in tasks]
+    found = measures(schedule)
+    for name in before[0]:
+        line[name] = {
+            "before": round(float(np.mean([m[name] for m in before])), 4),
+            "values": [round(m[name], 4) for m in found],
+        }
+    if grid:
+        best = best_of_grid(tasks[0], epsilon, rounds)
+        line["best_of_grid"] = best.describe()
+        line["best_of_grid_values"] = [round(m[tasks[0].metric], 4) for m in measures(best)]
+    return line
+
+
+def _tables(lines: list[Line]) -> dict[str, str]:
+    rows = []
+    for line in lines:
+        metric = line["metric"]
+        planned, best = line[metric]["values"], line["best_of_grid_values"]
+        gap = Difference(*student(np.subtract(planned, best)), line["seeds"])
+        texts = [mean_text(*student(values), metric) for values in (planned, best)]
+        row = [line["task"], f"{line['epsilon']:g}", *texts, difference_text(gap, metric)]
+        rows.append([*row, line["seeds"]])
+    heads = ["task", "ε", "planned", "best of the grid", "difference, paired", "seeds"]
+    return {"planned and best of the grid": markdown_table(heads, rows)}
+
+
+MEASUREMENT: Final = Measurement(
+    name="planned_and_best_of_grid",
+    cells=[
+        {"task": task, "epsilon": epsilon, "seeds": seeds}
+        for task, epsilon, seeds in (
+            ("mnist_to_usps", 1.0, 5),
+            ("mnist_to_usps", 4.0, 5),
+            ("mnist_few_500", 1.0, 5),
+            ("mnist_rotated", 4.0, 5),
+            ("icu_cardiac", 1.0, 5),
+            ("icu_cardiac", 4.0, 5),
+        )
+    ],
+    run=judged,
+    page="results.md",
+    tables=_tables,
+)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=sorted(TASKS))
     parser.add_argument("--epsilon", type=float, nargs="+", default=[1.0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--rounds", type=int, help="plan for exactly so many")
     parser.add_argument("--effort", choices=["quick", "full"], default="quick")
     parser.add_argument("--grid", action="store_true", help="judge the planner; slow")
-    arguments = parser.parse_args()
-
-    tasks = [TASKS[arguments.task](seed) for seed in range(arguments.seeds)]
-    before = [task.measures(task.model) for task in tasks]
-    non_private = [task.measures(task.non_private()) for task in tasks]
-    for epsilon in arguments.epsilon:
-        # One plan serves all seeds, as one plan would serve one job.
-        made, seconds = planned(tasks[0], epsilon, arguments.rounds, arguments.effort)
-        found = [
-            task.measures(private_model(task, made.schedule, epsilon, seed))
-            for seed, task in enumerate(tasks)
-        ]
-        line: dict[str, Any] = {
-            "task": arguments.task,
-            "epsilon": epsilon,
-            "delta": DELTA,
-            "schedule": made.schedule.describe(),
-            "planning_seconds": round(seconds, 1),
-            "predicted": round(made.predicted_score, 4),
-        }
-        for name in before[0]:
-            values = [measures[name] for measures in found]
-            line[name] = {
-                "before": round(float(np.mean([m[name] for m in before])), 4),
-                "non_private": round(float(np.mean([m[name] for m in non_private])), 4),
-                "mean": round(float(np.mean(values)), 4),
-                "std": round(float(np.std(values)), 4),
-                "values": [round(value, 4) for value in values],
-            }
-        if arguments.grid:
-            best = best_of_grid(tasks[0], epsilon, arguments.rounds)
-            values = [
-                task.value(private_model(task, best, epsilon, seed))
-                for seed, task in enumerate(tasks)
-            ]
-            line["best_of_grid"] = best.describe()
-            line["best_of_grid_mean"] = round(float(np.mean(values)), 4)
-        print(json.dumps(line), flush=True)
+    given = parser.parse_args()
+    first = _tasks(given.task, given.seeds)[0]
+    for epsilon in given.epsilon:
+        made, seconds = planned(first, epsilon, given.rounds, given.effort)
+        cell = {"task": given.task, "epsilon": epsilon, "seeds": given.seeds}
+        found = measured(made.schedule, **cell, rounds=given.rounds, grid=given.grid)
+        told = {"planning_seconds": round(seconds, 1), "predicted": round(made.predicted_score, 4)}
+        print(json.dumps({**cell, **told, **found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,54 +6,77 @@
 Needs the data sets (environment variable QEXP_DATA). A seed sets the initial weights of
 pretraining, the projection and the noise, so the noise of this study is reproducible and its
 releases are not private. The last line printed is JSON. `--choose` scores the grid of settings on
-shifted MNIST digits alone and never reads USPS.
+shifted MNIST digits alone and never reads USPS. `python -m experiments all` keeps what
+docs/results.md tells of.
 """
 
 import argparse
 import json
 from collections import defaultdict
+from typing import Final, Literal
 
 import numpy as np
 
+from experiments.measurement import Line, Measurement, markdown_table
+from experiments.study.summaries import mean_text, student
 from qexp.bits import insecure_test_generator
 from qexp.demo._task import Settings, draw
 from qexp.demo.mnist_usps import MARGIN, SETTINGS, mnist_usps_task, score_settings
 
 
-def study(arguments: argparse.Namespace) -> None:
+def measured(
+    margin: int, activation: Literal["tanh", "relu"], epsilon: float, delta: float, seeds: int
+) -> Line:
+    """Fine-tune by one round for each seed, and by ordinary training."""
     before, after, ordinary = [], [], []
-    for seed in range(arguments.seeds):
-        task = mnist_usps_task(seed, margin=arguments.margin, activation=arguments.activation)
-        release = draw(task, arguments.epsilon, arguments.delta, rng=insecure_test_generator(seed))
+    for seed in range(seeds):
+        task = mnist_usps_task(seed, margin=margin, activation=activation)
+        release = draw(task, epsilon, delta, rng=insecure_test_generator(seed))
         before.append(task.value(task.model))
         after.append(task.value(task.model.with_weights(release.weights)))
         ordinary.append(task.value(task.ordinary(task.model, task.private)))
-        print(
-            f"seed {seed}: test accuracy {before[-1]:.4f} before, {after[-1]:.4f} after, "
-            f"{ordinary[-1]:.4f} by ordinary fine-tuning (not private)",
-            flush=True,
-        )
-    settings = SETTINGS[arguments.margin, arguments.activation]
-    result = {
-        "study": "mnist_usps_one_round",
-        "epsilon": arguments.epsilon,
-        "delta": arguments.delta,
+    return {
         "rounds": 1,
-        "margin": arguments.margin,
-        "activation": arguments.activation,
         "n_private": len(task.private.y_train),
         "n_test": len(task.private.y_test),
         "n_components": task.projection.n_components,
-        "settings": vars(settings),
+        "settings": vars(SETTINGS[margin, activation]),
         "accuracy_before": before,
         "accuracy_after": after,
         "accuracy_ordinary": ordinary,
-        "mean_before": float(np.mean(before)),
-        "mean_after": float(np.mean(after)),
-        "std_after": float(np.std(after, ddof=1)) if len(after) > 1 else None,
-        "noise": "reproducible test generator: these releases are not private",
     }
-    print(json.dumps(result))
+
+
+def _tables(lines: list[Line]) -> dict[str, str]:
+    kinds = ("accuracy_before", "accuracy_after", "accuracy_ordinary")
+    rows = [
+        [
+            line["margin"],
+            line["activation"],
+            *(mean_text(*student(line[kind]), "accuracy") for kind in kinds),
+        ]
+        for line in lines
+    ]
+    heads = ["M", "activation", "before", "one private round", "ordinary fine-tuning"]
+    return {"one round behind a projection": markdown_table(heads, rows)}
+
+
+MEASUREMENT: Final = Measurement(
+    name="mnist_usps_one_round",
+    cells=[
+        {
+            "margin": margin,
+            "activation": activation,
+            "epsilon": 1.0,
+            "delta": 1e-5,
+            "seeds": 5,
+        }
+        for margin, activation in SETTINGS
+    ],
+    run=measured,
+    page="results.md",
+    tables=_tables,
+)
 
 
 def choose(arguments: argparse.Namespace) -> None:
@@ -103,7 +126,16 @@ def main() -> None:
         "--choose", action="store_true", help="choose the settings on public data instead"
     )
     arguments = parser.parse_args()
-    (choose if arguments.choose else study)(arguments)
+    if arguments.choose:
+        choose(arguments)
+        return
+    cell = {
+        name: getattr(arguments, name)
+        for name in ("margin", "activation", "epsilon", "delta", "seeds")
+    }
+    found = measured(**cell)
+    noise = "reproducible test generator: these releases are not private"
+    print(json.dumps({"study": "mnist_usps_one_round", **cell, **found, "noise": noise}))
 
 
 if __name__ == "__main__":

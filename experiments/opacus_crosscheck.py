@@ -3,13 +3,13 @@
     python -m experiments.opacus_crosscheck qexp  --output qexp.json     (in qexp's environment)
     python experiments/opacus_crosscheck.py opacus --task qexp.npz --output opacus.json
                                            (in one with torch, opacus and numpy)
-    python -m experiments.opacus_crosscheck compare qexp.json opacus.json [--keep]
+    python -m experiments.opacus_crosscheck compare qexp.json opacus.json
 
 The first makes the task, too, and saves it beside its output: a perceptron pretrained on upright
 digits of scikit-learn, private digits mirrored. Both run the same q, T, σ, C and learning rate over
 several seeds. Then ε of Opacus' PRV accountant and qexp's figure have to agree to 1e-3, and 0 has
-to be in the 95 % interval (Welch) of the difference of the mean accuracies. `--keep` puts the
-comparison into experiments/results/opacus_crosscheck.json.
+to be in the 95 % interval (Welch) of the difference of the mean accuracies. Where one environment
+has all of it, `python -m experiments all` does both and keeps the comparison.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
 RATE, STEPS, SIGMA, NORM, LEARNING_RATE, DELTA = 0.2, 150, 4.0, 1.0, 0.5, 1e-5
 SIZES = (64, 32, 10)
-RESULTS = Path(__file__).resolve().parent / "results" / "opacus_crosscheck.json"
 
 
 def run_qexp(path: Path, seeds: range) -> dict[str, Any]:
@@ -52,21 +53,21 @@ def run_qexp(path: Path, seeds: range) -> dict[str, Any]:
         steps=STEPS, sampling_rate=RATE, learning_rate=LEARNING_RATE, clipping_norm=NORM
     )
     epsilon = poisson_epsilon(RATE, STEPS, SIGMA, DELTA, "replace_special")
-    # The study sets the noise; a job sets the privacy.
-    Target.sampled_noise = lambda *_: SIGMA  # type: ignore[method-assign]
     started = time.perf_counter()
-    accuracies = [
-        dp_sgd(
-            model,
-            mirrored[500:1400],
-            y[500:1400],
-            target_epsilon=epsilon,
-            target_delta=DELTA,
-            settings=settings,
-            rng=insecure_test_generator(seed),
-        ).model.score(mirrored[1400:], y[1400:])
-        for seed in seeds
-    ]
+    # The study sets the noise; a job sets the privacy.
+    with mock.patch.object(Target, "sampled_noise", return_value=SIGMA):
+        accuracies = [
+            dp_sgd(
+                model,
+                mirrored[500:1400],
+                y[500:1400],
+                target_epsilon=epsilon,
+                target_delta=DELTA,
+                settings=settings,
+                rng=insecure_test_generator(seed),
+            ).model.score(mirrored[1400:], y[1400:])
+            for seed in seeds
+        ]
     seconds = (time.perf_counter() - started) / len(seeds)
     return {
         "epsilon": epsilon,
@@ -223,8 +224,8 @@ def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
         "epsilon_qexp": round(ours["epsilon"], 5),
         "epsilon_opacus": round(theirs["epsilon"], 5),
         "epsilons_agree": abs(ours["epsilon"] - theirs["epsilon"]) <= 1e-3,
-        "first_seed": ours["first_seed"],
-        "seeds": [len(side) for side in values],
+        "first_seeds": [side["first_seed"] for side in (ours, theirs)],
+        "runs": [len(side) for side in values],
         "accuracy_qexp": round(float(values[0].mean()), 4),
         "accuracy_opacus": round(float(values[1].mean()), 4),
         "standard_deviations": [round(float(side.std(ddof=1)), 4) for side in values],
@@ -237,19 +238,14 @@ def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def keep(result: dict[str, Any]) -> None:
-    """Put a comparison in, in place of one of the same seeds."""
-    from qexp._files import atomic_write
-
-    known = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else []
-    key = result["first_seed"], result["seeds"]
-    others = [old for old in known if (old["first_seed"], old["seeds"]) != key]
-    text = json.dumps([*others, result], indent=1) + "\n"
-
-    def write(file: Any) -> None:
-        file.write(text.encode())
-
-    atomic_write(RESULTS, write)
+def measured(first_seed: int, seeds: int) -> dict[str, Any]:
+    """Run both sides over so many seeds, and compare them. Takes torch and Opacus."""
+    every = range(first_seed, first_seed + seeds)
+    with tempfile.TemporaryDirectory() as folder:
+        task = Path(folder) / "task.json"
+        ours = run_qexp(task, every)
+        theirs = run_opacus(task.with_suffix(".npz"), every)
+    return compare(ours, theirs)
 
 
 def main() -> None:
@@ -264,14 +260,10 @@ def main() -> None:
             command.add_argument("--task", type=Path, required=True, help="the .npz that qexp left")
     command = commands.add_parser("compare")
     command.add_argument("files", type=Path, nargs=2)
-    command.add_argument("--keep", action="store_true")
     arguments = parser.parse_args()
     if arguments.command == "compare":
         ours, theirs = (json.loads(path.read_text()) for path in arguments.files)
-        result = compare(ours, theirs)
-        if arguments.keep:
-            keep(result)
-        print(json.dumps(result, indent=1))
+        print(json.dumps(compare(ours, theirs), indent=1))
         return
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     result = (

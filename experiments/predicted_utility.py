@@ -2,19 +2,22 @@
 
     python -m experiments.predicted_utility [TASK …] [--epsilon 1] [--draws 200]
 
-prints one JSON line a task. In the quadratic model a draw loses (η/2n) ‖y - y*‖² of utility, y* the
-sum without noise, and is predicted to lose η σ² k / 2n (the mean of τ/2 χ²_k), whatever the records
-are. The draws here are real ones: the task's records, clipped and summed in integers. What the
-quadratic model itself leaves out is not part of this comparison.
+prints one JSON line a task; `python -m experiments all` keeps those of all tasks. In the quadratic
+model a draw loses (η/2n) ‖y - y*‖² of utility, y* the sum without noise, and is predicted to lose
+η σ² k / 2n (the mean of τ/2 χ²_k), whatever the records are. The draws here are real ones: the
+task's records, clipped and summed in integers. What the quadratic model itself leaves out is not
+part of this comparison.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from typing import Any, Final
 
 import numpy as np
 
+from experiments.measurement import Line, Measurement, markdown_table
 from experiments.tasks import TASKS, Task
 from qexp import KroneckerCurvature, calibrate_mu
 from qexp.bits import insecure_test_generator
@@ -27,7 +30,7 @@ _DAMPING, _CLIPPING_NORM, _STEP_SIZE = 1e-2, 3.0, 1.0
 _MU_WITHOUT_NOISE = 2.0**16
 
 
-def compared(task: Task, epsilon: float, delta: float, draws: int) -> dict[str, object]:
+def compared(task: Task, epsilon: float, delta: float, draws: int) -> dict[str, Any]:
     """Give the predicted and the mean realised loss of utility."""
     curvature = KroneckerCurvature.from_model(
         task.model, task.public_records()[0], damping=_DAMPING
@@ -65,6 +68,37 @@ def compared(task: Task, epsilon: float, delta: float, draws: int) -> dict[str, 
         "realised_std": float(np.std(losses)),
         "ratio": float(np.mean(losses)) / predicted,
     }
+
+
+def _run(task: str, epsilon: float, delta: float, draws: int) -> Line:
+    return compared(TASKS[task](0), epsilon, delta, draws)
+
+
+def _tables(lines: list[Line]) -> dict[str, str]:
+    rows = []
+    for line in lines:
+        half = 1.96 * line["realised_std"] / line["draws"] ** 0.5
+        rows.append(
+            [
+                line["task"],
+                f"{line['n_components']:,}",
+                f"{line['predicted']:.4g}",
+                f"{line['realised_mean']:.4g} ± {half:.2g}",
+                f"{line['ratio']:.4f}",
+            ]
+        )
+    heads = ["task", "k", "predicted", "mean of the draws", "ratio"]
+    return {"predicted utility": markdown_table(heads, rows)}
+
+
+MEASUREMENT: Final = Measurement(
+    name="predicted_utility",
+    cells=[{"task": task, "epsilon": 1.0, "delta": 1e-5, "draws": 200} for task in sorted(TASKS)],
+    run=_run,
+    page="results.md",
+    tables=_tables,
+    needs=("duckdb",),  # of mimic_mortality
+)
 
 
 def main() -> None:

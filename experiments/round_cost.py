@@ -4,22 +4,27 @@ Both use the same compiled forward and backward passes, interleaved in one proce
 
     python -m experiments.round_cost            # MLP 256-64-10, 7,291 records
     python -m experiments.round_cost --large    # two layers, 10^7 weights, peak memory
+
+`python -m experiments all` keeps both.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import resource
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 import qexp
+from experiments.measurement import Line, Measurement, markdown_table
+from experiments.time_to_accuracy import one_thread
 from qexp.models import mlp
 
 
@@ -69,7 +74,7 @@ def draw(weights: NDArray[Any], source: Any, curvature: qexp.Curvature) -> qexp.
     )
 
 
-def small(repetitions: int) -> dict[str, float]:
+def small(repetitions: int = 15) -> Line:
     generator = np.random.default_rng(0)
     X = generator.random((7291, 256), dtype=np.float32)
     y = generator.integers(0, 10, 7291)
@@ -95,7 +100,7 @@ def small(repetitions: int) -> dict[str, float]:
     }
 
 
-def large() -> dict[str, float]:
+def large() -> Line:
     shapes = ((2500, 2001), (2000, 2501))
     curvature = qexp.KroneckerCurvature.from_factors(
         SyntheticFactors(shapes, 4096).factor_blocks(),
@@ -112,6 +117,42 @@ def large() -> dict[str, float]:
         "round_seconds": time.perf_counter() - start,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def _run(size: str) -> Line:
+    if size == "small":
+        with one_thread():
+            return small()
+    # In a process of its own, whose peak of memory is this one's alone.
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(large)
+
+
+def _tables(lines: list[Line]) -> dict[str, str]:
+    rows = [
+        [
+            f"{line['n_parameters']:,}",
+            f"{line['n_records']:,}",
+            f"{line['round_ms'] / 1e3 if 'round_ms' in line else line['round_seconds']:.3g}",
+            f"{line['gradient_ms'] / 1e3:.3g}" if "gradient_ms" in line else "",
+            f"{line['ratio']:.2f}" if "ratio" in line else "",
+            f"{line['peak_mib']:.0f} MiB" if "peak_mib" in line else "",
+        ]
+        for line in lines
+    ]
+    heads = ["weights", "records", "a round, s", "a plain gradient, s", "ratio", "peak of memory"]
+    return {"cost of a round": markdown_table(heads, rows)}
+
+
+MEASUREMENT: Final = Measurement(
+    name="round_cost",
+    cells=[{"size": "small"}, {"size": "large"}],
+    run=_run,
+    page="results.md",
+    tables=_tables,
+    needs=("threadpoolctl",),
+)
 
 
 def main() -> None:

@@ -37,7 +37,13 @@ from experiments.study.methods import METHODS, StudyMethod, Tuned, qexp_method, 
 from experiments.study.report import DOCS
 from experiments.study.results import FOLDER, Store
 from experiments.study.summaries import Summary, paired, shown_as, summarise
-from experiments.study.variants import Variant, lines_at, plan_variants, run_variants
+from experiments.study.variants import (
+    Variant,
+    lines_at,
+    missing_runs,
+    plan_variants,
+    run_variants,
+)
 from experiments.tasks import TASKS, Task
 from qexp._files import atomic_write
 from qexp._threads import register_threadpool_controller
@@ -180,6 +186,8 @@ def run(
         if not opacus_can_run(settings[name], n_records):
             print(f"{name}: left out, Opacus cannot run {settings[name]}", file=sys.stderr)
             del settings[name]
+    if not missing_runs(settings, lines, task=task, epsilon=epsilon, delta=delta, seeds=seeds):
+        return
     first: dict[str, str] = {}
     for name, values in settings.items():
         if values.get("sampling_rate", 1.0) < 1:
@@ -422,6 +430,40 @@ def _plot(found: list[Summary], path: Path) -> None:
     figure_file(figure, path)
 
 
+def measure(
+    *,
+    task: str = "mnist_to_usps",
+    epsilon: float = 1.0,
+    delta: float = 1e-5,
+    seeds: int = 10,
+    opacus: bool = True,
+    plan: bool = False,
+) -> None:
+    """Measure what is missing of the ladders at one budget; `plan` does not take the study's plans.
+
+    Raises
+    ------
+    ImportError
+        If threadpoolctl is not installed; or, when everything else is measured, torch or Opacus,
+        and nothing is known of Opacus yet.
+    """
+    lines, rungs = lines_at(RESULTS), ladders()
+    if not plan:
+        adopt_plans(lines, Store(), task=task, epsilon=epsilon, delta=delta)
+    absent: ImportError | None = None
+    if opacus:
+        try:
+            torch_and_opacus()  # before threads are limited
+            rungs = with_opacus(rungs)
+        except ImportError as error:
+            if not any(method_of(line["method"]) == "opacus" for line in lines.read()):
+                absent = error
+    with one_thread():
+        run(rungs, lines, task=task, epsilon=epsilon, delta=delta, seeds=range(seeds))
+    if absent is not None:
+        raise absent
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.time_to_accuracy", description=__doc__.splitlines()[0]
@@ -433,16 +475,10 @@ def main() -> None:
     parser.add_argument("--opacus", action="store_true", help="with Opacus' DP-SGD as well")
     parser.add_argument("--plan", action="store_true", help="do not take the study's plans")
     arguments = parser.parse_args()
-    lines, rungs = lines_at(RESULTS), ladders()
-    cell = {"task": arguments.task, "epsilon": arguments.epsilon, "delta": arguments.delta}
-    if not arguments.plan:
-        adopt_plans(lines, Store(), **cell)
-    if arguments.opacus:
-        torch_and_opacus()  # before threads are limited
-        rungs = with_opacus(rungs)
     try:
-        with one_thread():
-            run(rungs, lines, seeds=range(arguments.seeds), **cell)
+        if arguments.opacus:
+            torch_and_opacus()  # or say so before hours of work
+        measure(**vars(arguments))
     except KeyboardInterrupt:
         sys.exit(f"stopped; what is done is in {RESULTS}, and the same command goes on")
 

@@ -5,8 +5,8 @@
 
 Needs the data sets (environment variable QEXP_DATA) and the extra qexp[torch]. Public: USPS.
 Private: the 60,000 MNIST training digits. The test digits of MNIST measure the result and nothing
-else. The noise of this study is reproducible, so its releases are not private. The last line
-printed is JSON.
+else. The noise of this study is reproducible, so its releases are not private. Prints a line of
+JSON a budget; `python -m experiments all` keeps these.
 
 `--choose` never reads MNIST. It pretrains on half of the USPS training digits and fine-tunes on
 the other half, shifted in ways that pretraining did not see, with the noise that 60,000 records
@@ -19,7 +19,9 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -237,62 +239,47 @@ def choose(arguments: argparse.Namespace) -> None:
     )
 
 
-def study(arguments: argparse.Namespace) -> None:
+@lru_cache(maxsize=1)
+def _pretrained_model(channels: tuple[int, int], epochs: int, seed: int) -> TorchModel:
+    module = pretrained(usps()[0], channels, epochs=epochs, seed=seed)
+    return TorchModel(module, block_size=256)
+
+
+def measured(
+    epsilon: float,
+    seed: int,
+    rounds: int = SCHEDULE.rounds,
+    *,
+    channels: tuple[int, int] = (16, 32),
+    epochs: int = 40,
+    on_round: Callable[[Any, Digits], object] = lambda report, test: None,
+) -> dict[str, Any]:
+    """Fine-tune the pretrained network on MNIST; `on_round` gets the test records, too."""
     public, _ = usps()
     private, test = mnist()
-    module = pretrained(public, arguments.channels, epochs=arguments.epochs, seed=arguments.seed)
-    model = TorchModel(module, block_size=256)
-    before = model.score(test.X, test.y)
-    print(f"{model.n_parameters} weights, accuracy before: {before:.4f}", flush=True)
-    results = []
-    for epsilon in arguments.epsilon:
-        started = time.perf_counter()
-        schedule = replace(SCHEDULE, rounds=arguments.rounds)
-
-        def report(round_report: Any, started: float = started) -> None:
-            accuracy = round_report.model.score(test.X, test.y) if arguments.verbose else math.nan
-            print(
-                f"round {round_report.round}: {accuracy:.4f}, noise to signal "
-                f"{round_report.noise_to_signal:.3f}, {time.perf_counter() - started:.0f} s",
-                flush=True,
-            )
-
-        after = tuned(
-            model,
-            public,
-            private,
-            schedule,
-            target_epsilon=epsilon,
-            seed=arguments.seed,
-            on_round=report,
-        )
-        seconds = (time.perf_counter() - started) / schedule.rounds
-        accuracy = after.score(test.X, test.y)
-        print(f"epsilon {epsilon:g}: {accuracy:.4f}, {seconds:.1f} s a round", flush=True)
-        results.append(
-            {
-                "epsilon": epsilon,
-                "accuracy": accuracy,
-                "published_dpsur": PUBLISHED.get(epsilon),
-                "seconds_per_round": seconds,
-                "schedule": schedule.describe(),
-            }
-        )
-    print(
-        json.dumps(
-            {
-                "study": "usps_to_mnist_cnn",
-                "n_parameters": model.n_parameters,
-                "n_private": len(private.X),
-                "n_test": len(test.X),
-                "delta": DELTA,
-                "seed": arguments.seed,
-                "accuracy_before": before,
-                "results": results,
-                "noise": "reproducible test generator: these releases are not private",
-            }
-        )
+    model = _pretrained_model(channels, epochs, seed)
+    started = time.perf_counter()
+    schedule = replace(SCHEDULE, rounds=rounds)
+    after = tuned(
+        model,
+        public,
+        private,
+        schedule,
+        target_epsilon=epsilon,
+        seed=seed,
+        on_round=lambda report: on_round(report, test),
     )
+    return {
+        "delta": DELTA,
+        "n_parameters": model.n_parameters,
+        "n_private": len(private.X),
+        "n_test": len(test.X),
+        "accuracy_before": model.score(test.X, test.y),
+        "accuracy": after.score(test.X, test.y),
+        "published_dpsur": PUBLISHED.get(epsilon),
+        "seconds_per_round": round((time.perf_counter() - started) / rounds, 2),
+        "schedule": schedule.describe(),
+    }
 
 
 def main() -> None:
@@ -306,7 +293,25 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="test accuracy after every round")
     arguments = parser.parse_args()
     arguments.channels = tuple(arguments.channels)
-    (choose if arguments.choose else study)(arguments)
+    if arguments.choose:
+        choose(arguments)
+        return
+
+    def report(at: Any, test: Digits) -> None:
+        accuracy = at.model.score(test.X, test.y) if arguments.verbose else math.nan
+        noise = f"noise to signal {at.noise_to_signal:.3f}"
+        print(f"round {at.round}: {accuracy:.4f}, {noise}", flush=True)
+
+    for epsilon in arguments.epsilon:
+        found = measured(
+            epsilon,
+            arguments.seed,
+            arguments.rounds,
+            channels=arguments.channels,
+            epochs=arguments.epochs,
+            on_round=report,
+        )
+        print(json.dumps({"epsilon": epsilon, "seed": arguments.seed, **found}))
 
 
 if __name__ == "__main__":

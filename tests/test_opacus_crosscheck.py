@@ -1,6 +1,5 @@
 """What is concluded from runs of DP-SGD here and in Opacus."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def test_the_interval_is_welchs(gap, agree):
     assert found["difference"] == pytest.approx(gap)
     assert found["interval_of_difference"] == pytest.approx([gap - half, gap + half], abs=1e-4)
     assert found["accuracies_agree"] is agree
-    assert found["seeds"] == [60, 40]
+    assert found["runs"] == [60, 40]
 
 
 @pytest.mark.parametrize(("other", "agree"), [(2.6205, True), (2.6215, False)])
@@ -44,14 +43,17 @@ def test_epsilons_agree_to_a_thousandth(other, agree):
     assert found["epsilons_agree"] is agree
 
 
-def test_comparisons_of_other_seeds_are_kept_side_by_side(tmp_path, monkeypatch):
-    monkeypatch.setattr(crosscheck, "RESULTS", tmp_path / "results.json")
-    first = crosscheck.compare(side(0.7, 20), side(0.7, 20))
-    fresh = crosscheck.compare(side(0.7, 20, first_seed=20), side(0.7, 20, first_seed=20))
-    again = crosscheck.compare(side(0.8, 20), side(0.7, 20))
-    for result in (first, fresh, again):
-        crosscheck.keep(result)
-    assert json.loads(crosscheck.RESULTS.read_text("utf-8")) == [fresh, again]
+def test_the_noise_of_the_comparison_is_nobody_else_s(tmp_path, monkeypatch):
+    from qexp.rivals._accounting import Target
+
+    pytest.importorskip("dp_accounting")
+    monkeypatch.setattr(crosscheck, "STEPS", 2)
+    before = Target.sampled_noise
+    found = crosscheck.run_qexp(tmp_path / "task.json", range(3, 5))
+    assert Target.sampled_noise is before
+    assert len(found["accuracies"]) == 2
+    assert found["first_seed"] == 3
+    assert set(np.load(tmp_path / "task.npz")) == {"weights", "X", "y", "X_test", "y_test"}
 
 
 @pytest.mark.filterwarnings("ignore")  # of Opacus and torch about themselves

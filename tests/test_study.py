@@ -6,7 +6,9 @@ import multiprocessing
 import queue
 import re
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ pytest.importorskip("dp_accounting")
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from experiments import __main__ as command_line
-from experiments import public_moves
+from experiments import everything, public_moves
 from experiments.lines import Lines
 from experiments.study import cells, reasons, report, runner, summaries
 from experiments.study.cells import Cell, run_planned
@@ -439,9 +441,40 @@ def test_signals_stop_the_study_in_good_order(monkeypatch, number):
     monkeypatch.setattr(command_line, "run_all", run_all)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit, match="the same command goes on"):
-        command_line.everything(["--tasks", "adult_work"])
+        command_line.fill(["--tasks", "adult_work"])
     assert ended == [True]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+_FAMILY = """
+import multiprocessing, sys, time
+sys.path.append({root!r})
+from experiments.study.runner import end_with_parent
+
+def child():
+    end_with_parent()
+    print("child", flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=child)
+    process.start()
+    process.join()
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "family.py"
+    script.write_text(_FAMILY.format(root=str(Path(__file__).resolve().parents[1])))
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent, parent.stdout as told:
+        assert told.readline() == "child\n"
+        parent.kill()
+        started = time.monotonic()
+        # The pipe is the child's, too: it ends when the child does, who sleeps for longer.
+        assert told.read() == ""
+    assert time.monotonic() - started < 300
 
 
 def test_all_leaves_out_what_cannot_be_planned(monkeypatch):
@@ -452,8 +485,9 @@ def test_all_leaves_out_what_cannot_be_planned(monkeypatch):
         return 0
 
     monkeypatch.setattr(command_line, "run_all", run_all)
-    command_line.everything([])
-    command_line.everything(["--tasks", "mimic_mortality"])
+    monkeypatch.setattr(everything, "PARTS", {})
+    command_line.fill([])
+    command_line.fill(["--tasks", "mimic_mortality"])
     assert set(seen[0]) == set(TASKS) - {"mimic_mortality"}
     assert seen[1] == ["mimic_mortality"]
 

@@ -141,6 +141,12 @@ def _largest(refuted: Callable[[float], bool], top: float) -> float:
     return low
 
 
+def bound_text(value: float, decimals: int) -> str:
+    """Write a lower bound rounded down, so that it stays one."""
+    scale = 10**decimals
+    return f"{math.floor(value * scale) / scale:.{decimals}f}"
+
+
 def judge(
     scores: NDArray[np.floating], included: NDArray[np.bool_], *, delta: float
 ) -> dict[str, float]:

@@ -15,7 +15,7 @@ Every record is in a target's data by a fair coin, or null; target and shadow mo
 alike. Thresholds come from the first half of the targets, rates from the second; intervals are
 Clopper and Pearson's, as if all (target, record) pairs were independent. The last line printed is
 JSON. Needs the data sets (environment variable QEXP_DATA). Noise is the reproducible test
-generator's.
+generator's. `python -m experiments all` keeps the attacks that docs/attacks.md tells of.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ from scipy import stats
 
 from experiments.attacks.bounds import clopper_pearson
 from experiments.attacks.logits import label_logits
+from experiments.measurement import Line, Measurement, markdown_table
 from qexp import KroneckerCurvature, Schedule, calibrate_mu, fine_tune
 from qexp.bits import insecure_test_generator
 from qexp.models import MultilayerPerceptron
@@ -197,9 +198,88 @@ def overfitting(pretrained: MultilayerPerceptron, X: NDArray[Any], y: NDArray[An
     return train
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def attack(
+    *,
+    epsilon: float | None,
+    mislabelled: float = 0.0,
+    records: int = 500,
+    shadows: int = 400,
+    targets: int = 400,
+    seed: int = 0,
+) -> Line:
+    """Attack fine-tunes of some private digits, without privacy where ε is None."""
     from experiments.tasks import TASKS
 
+    task = TASKS["mnist_to_usps"](0)
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(task.X_private))[:records]
+    X, y = task.X_private[chosen], task.y_private[chosen].astype(np.int64)
+    n_wrong = round(mislabelled * records)
+    y[:n_wrong] = (y[:n_wrong] + rng.integers(1, 10, n_wrong)) % 10
+    if epsilon is None:
+        mu, train = None, overfitting(task.model, X, y)
+    else:
+        mu = calibrate_mu(epsilon, DELTA)
+        train = private_training(task.model, X, y, task.X_held_out[:4000], epsilon=epsilon)
+    models = train_models(task.model, X, y, train, n_models=shadows + targets, seed=1000 * seed)
+    shadow, target = models.part(slice(shadows)), models.part(slice(shadows, None))
+    one = train(target.members[0], 0)
+    before = task.model.score(task.X_test, task.y_test)
+    return {
+        "delta": DELTA,
+        "mu": mu,
+        "test_accuracy_before": round(before, 4),
+        "test_accuracy": round(one.score(task.X_test, task.y_test), 4),
+        **{
+            name: rates(likelihood_ratios(shadow, target, name), target.members, mu)
+            for name in STATISTICS
+        },
+    }
+
+
+def _tables(lines: list[Line]) -> dict[str, str]:
+    rows = []
+    for line in lines:
+        found = line["confidence"]
+        name = "not private" if line["epsilon"] is None else f"ε = {line['epsilon']:g}"
+        if line["mislabelled"]:
+            name += f", {100 * line['mislabelled']:g} % wrong labels"
+        most = f" ({found['auc_most']:.3f})" if "auc_most" in found else ""
+        row = [name, f"{found['auc']:.3f}{most}"]
+        for level in FALSE_POSITIVE_RATES:
+            at = found[f"fpr_{level:g}"]
+            low, high = at["tpr_interval"]
+            row.append(f"{100 * at['tpr']:.2f} ({100 * low:.2f}–{100 * high:.2f})")
+            row.append(f"{100 * at['tpr_most']:.2f}" if "tpr_most" in at else "–")
+            row.append(f"{100 * at['fpr']:.2f}")
+        rows.append([*row, f"{100 * line['test_accuracy']:.1f}"])
+    heads = ["", "AUC (at most)"]
+    for level in FALSE_POSITIVE_RATES:
+        heads += [f"TPR at FPR {100 * level:g} %, in %", "at most", "counted FPR, in %"]
+    return {"membership": markdown_table([*heads, "test accuracy"], rows)}
+
+
+MEASUREMENT: Final = Measurement(
+    name="membership",
+    cells=[
+        {
+            "epsilon": epsilon,
+            "mislabelled": wrong,
+            "records": 500,
+            "shadows": 400,
+            "targets": 400,
+            "seed": 0,
+        }
+        for wrong in (0.0, 0.1)
+        for epsilon in (1.0, 4.0, 8.0, None)
+    ],
+    run=attack,
+    page="attacks.md",
+    tables=_tables,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -214,41 +294,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     start = time.perf_counter()
-    task = TASKS["mnist_to_usps"](0)
-    rng = np.random.default_rng(given.seed)
-    chosen = rng.permutation(len(task.X_private))[: given.records]
-    X, y = task.X_private[chosen], task.y_private[chosen].astype(np.int64)
-    n_wrong = round(given.mislabelled * given.records)
-    y[:n_wrong] = (y[:n_wrong] + rng.integers(1, 10, n_wrong)) % 10
-    if given.non_private:
-        mu, train = None, overfitting(task.model, X, y)
-    else:
-        mu = calibrate_mu(given.epsilon, DELTA)
-        train = private_training(task.model, X, y, task.X_held_out[:4000], epsilon=given.epsilon)
-    models = train_models(
-        task.model, X, y, train, n_models=given.shadows + given.targets, seed=1000 * given.seed
-    )
-    shadow, target = models.part(slice(given.shadows)), models.part(slice(given.shadows, None))
-    one = train(target.members[0], 0)
-    before = task.model.score(task.X_test, task.y_test)
-    result = {
-        "study": "membership",
+    cell = {
         "epsilon": None if given.non_private else given.epsilon,
-        "delta": DELTA,
-        "mu": mu,
-        "records": given.records,
         "mislabelled": given.mislabelled,
+        "records": given.records,
         "shadows": given.shadows,
         "targets": given.targets,
-        "test_accuracy_before": round(before, 4),
-        "test_accuracy": round(one.score(task.X_test, task.y_test), 4),
-        **{
-            name: rates(likelihood_ratios(shadow, target, name), target.members, mu)
-            for name in STATISTICS
-        },
-        "seconds": round(time.perf_counter() - start, 1),
+        "seed": given.seed,
     }
-    print(json.dumps(result))
+    result = {"study": "membership", **cell, **attack(**cell)}
+    print(json.dumps({**result, "seconds": round(time.perf_counter() - start, 1)}))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ exceeds the claim. The pipelines:
     fit         model.fit until canaries are known by heart: the audit must catch it
 
 Needs the data sets (environment variable QEXP_DATA). Noise is the reproducible test generator's.
+`python -m experiments all` keeps the audits that docs/attacks.md tells of.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from experiments.attacks.bounds import judge
+from experiments.attacks.bounds import bound_text, judge
 from experiments.attacks.pipelines import PIPELINES, Trial, orthogonal
 from experiments.attacks.scenes import digits_scene, mislabelled_scene
+from experiments.measurement import Line, Measurement, markdown_table
 
-__all__ = ["audit", "main"]
+__all__ = ["MEASUREMENT", "audit", "main"]
 
 DELTA = 1e-5
 
@@ -73,6 +76,95 @@ def audit(
         else max(found["mu_lo"], found["mu_lo_independent"]) <= claim
         and max(found["epsilon_lo"], found["epsilon_lo_gdp"]) <= epsilon,
     }
+
+
+_SEEDS: Final = (0, 1)
+_EPSILONS: Final = (1.0, 4.0, 8.0)
+_DESCRIBED: Final = {
+    "kronecker": "one round, Kronecker curvature",
+    "srht": "one round, SRHT to 2,000 dimensions, dense curvature",
+    "rounds": "`fine_tune`, 8 rounds, all rounds seen",
+    "momentum": "`fine_tune`, 8 rounds with momentum and averaging, the end seen",
+    "estimator": "`PrivateFineTuner`, 4 rounds, the end seen",
+    "orthogonal": "orthogonal gradients, no model",
+    "noiseless": "the clipped mean step of `kronecker`, without noise",
+    "fit": "an MLP 256-512-10 that learns its records by heart",
+}
+
+
+def _cell(pipeline: str, epsilon: float, seed: int, **changes: Any) -> dict[str, Any]:
+    number = 10_000 if pipeline == "orthogonal" else 4000
+    plain = {"n_canaries": number, "n_honest": 100, "kind": "noise", "delta": DELTA}
+    return {"pipeline": pipeline, "epsilon": epsilon, "seed": seed, **plain, **changes}
+
+
+def _cells() -> list[dict[str, Any]]:
+    private = [
+        _cell(pipeline, epsilon, seed)
+        for pipeline in ("kronecker", "srht", "rounds", "momentum", "estimator", "orthogonal")
+        for epsilon in _EPSILONS
+        for seed in _SEEDS
+    ]
+    # What digits that look like others give, and what canaries of any number show at most.
+    private += [_cell("kronecker", 8.0, seed, kind="mislabelled") for seed in _SEEDS]
+    private += [_cell("orthogonal", 1000.0, 0, n_canaries=120_000, delta=1e-7)]
+    plain = [_cell(name, 1.0, 0) for name in ("noiseless", "fit")]
+    return [*private, *plain, _cell("fit", 1.0, 0, kind="mislabelled")]
+
+
+def _run(*, kind: str, **cell: Any) -> Line:
+    found = audit(canaries=kind, **cell)
+    # What tells cells apart stands in the line already.
+    return {name: value for name, value in found.items() if name not in ("study", "seed", "delta")}
+
+
+def _tables(lines: list[Line]) -> dict[str, str]:
+    by_audit: dict[tuple[Any, ...], list[Line]] = defaultdict(list)
+    for line in lines:
+        names = ("pipeline", "kind", "n_canaries", "delta", "epsilon")
+        by_audit[tuple(line[name] for name in names)].append(line)
+    bounds = ("epsilon_lo", "mu_lo", "epsilon_lo_gdp", "mu_lo_independent")
+    private, caught = [], []
+    for (pipeline, kind, number, delta, epsilon), some in by_audit.items():
+        name = f"`{pipeline}`" + (" `--kind mislabelled`" if kind == "mislabelled" else "")
+        name += f" `--canaries {number}`" if pipeline == "orthogonal" else ""
+        name += f" `--delta {delta:g}`" if delta != DELTA else ""
+        first = some[0]
+        if first["mu_claimed"] is None:
+            caught.append(
+                [
+                    f"{name}: {_DESCRIBED[pipeline]}",
+                    f"{100 * first['accuracy']:.1f} %",
+                    *(
+                        f"{bound_text(first[b], 2)} ({bound_text(first[f'{b}_most'], 2)})"
+                        for b in bounds[:3]
+                    ),
+                ]
+            )
+            continue
+        largest = [max(line[bound] for line in some) for bound in bounds]
+        private.append(
+            [
+                f"{name}: {_DESCRIBED[pipeline]}",
+                f"{epsilon:g}",
+                *(bound_text(value, 3) for value in largest),
+                f"{first['mu_claimed']:.3f}",
+                len(some),
+            ]
+        )
+    heads = ["pipeline", "ε claimed", *(f"`{bound}`" for bound in bounds), "μ claimed", "seeds"]
+    tables = {}
+    if private:
+        tables["audits in one run"] = markdown_table(heads, private)
+    if caught:
+        heads = ["attacked", "right guesses", *(f"`{bound}` (most)" for bound in bounds[:3])]
+        tables["what is caught in one run"] = markdown_table(heads, caught)
+    return tables
+
+
+MEASUREMENT: Final = Measurement(
+    name="one_run_audit", cells=_cells(), run=_run, page="attacks.md", tables=_tables
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -124,7 +125,20 @@ def _missing(
                 yield _Group(task, method, delta, effort, tuple(budgets))
 
 
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone, were it killed outright."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _work(group: _Group, store: Store, done_cells: Any) -> None:
+    end_with_parent()
     # Ctrl-C is the parent's, who ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -21,7 +21,7 @@ from experiments.tasks import Task
 from qexp._progress import progress_bar
 from qexp.planning._domains import public_domains
 
-__all__ = ["Variant", "lines_at", "plan_variants", "run_variants"]
+__all__ = ["Variant", "lines_at", "missing_runs", "plan_variants", "run_variants"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +107,7 @@ def run_variants(
 
     `each` is called with every new line.
     """
-    done = set(_of(lines, task, epsilon, delta, seeded=True))
-    missing = [(seed, name) for seed in seeds for name in variants if (name, seed) not in done]
+    missing = missing_runs(variants, lines, task=task, epsilon=epsilon, delta=delta, seeds=seeds)
     with progress_bar(len(missing), f"runs, {task}", show=True) as advance:
         for seed, name in missing:
             cell = Cell(task, name, epsilon, delta, seed)
@@ -116,6 +115,21 @@ def run_variants(
             lines.add(line)
             each(line)
             advance(1)
+
+
+def missing_runs(
+    variants: Iterable[str],
+    lines: Lines,
+    *,
+    task: str,
+    epsilon: float,
+    delta: float,
+    seeds: Iterable[int],
+) -> list[tuple[int, str]]:
+    """Give what is missing as seeds and names: all variants of a seed one after another."""
+    done = _of(lines, task, epsilon, delta, seeded=True)
+    names = list(variants)
+    return [(seed, name) for seed in seeds for name in names if (name, seed) not in done]
 
 
 def _of(

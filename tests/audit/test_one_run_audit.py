@@ -131,6 +131,11 @@ def test_bounds_grow_with_right_guesses(bounds):
         assert all(a < b for a, b in itertools.pairwise(values[2:]))
 
 
+def test_a_bound_is_written_so_that_it_stays_one(bounds):
+    assert bounds.bound_text(7.8739, 3) == "7.873"
+    assert bounds.bound_text(0.5, 3) == "0.500"
+
+
 def test_clopper_pearson_is_exact(bounds):
     low, high = bounds.clopper_pearson(7, 100)
     assert stats.binom.sf(6, 100, low) == pytest.approx(0.025)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from decimal import ROUND_FLOOR, Decimal
 from statistics import NormalDist
 from typing import Any
 
@@ -143,8 +144,7 @@ def _largest(refuted: Callable[[float], bool], top: float) -> float:
 
 def bound_text(value: float, decimals: int) -> str:
     """Write a lower bound rounded down, so that it stays one."""
-    scale = 10**decimals
-    return f"{math.floor(value * scale) / scale:.{decimals}f}"
+    return str(Decimal(repr(value)).quantize(Decimal(1).scaleb(-decimals), ROUND_FLOOR))
 
 
 def judge(

@@ -134,6 +134,7 @@ def test_bounds_grow_with_right_guesses(bounds):
 def test_a_bound_is_written_so_that_it_stays_one(bounds):
     assert bounds.bound_text(7.8739, 3) == "7.873"
     assert bounds.bound_text(0.5, 3) == "0.500"
+    assert bounds.bound_text(0.149, 3) == "0.149"
 
 
 def test_clopper_pearson_is_exact(bounds):

@@ -18,13 +18,12 @@ from experiments import (
     time_to_accuracy,
 )
 from experiments.attacks import many_run_audit, membership, one_run_audit
-from experiments.measurement import Line, Measurement, fill, markdown_table, put_table
+from experiments.measurement import Line, Measurement, fill, markdown_table
 from experiments.measurement import write as write_tables
 from experiments.study import report
 from experiments.study.results import FOLDER, Store
 from experiments.study.summaries import Summary, mean_text, summarise
 from experiments.study.variants import lines_at
-from qexp._files import atomic_write
 
 __all__ = ["MEASUREMENTS", "PARTS", "measure", "write"]
 
@@ -71,7 +70,7 @@ def _opacus_tables(lines: list[Line]) -> dict[str, str]:
     return {"DP-SGD against Opacus": markdown_table([*heads, "ε by Opacus"], rows)}
 
 
-def _augmentation_table(found: list[Summary]) -> str | None:
+def _augmentation_tables(found: list[Summary]) -> dict[str, str]:
     """Tell of the study what training on shifted public images is worth."""
     rows = []
     for task, start in _STARTS.items():
@@ -79,12 +78,13 @@ def _augmentation_table(found: list[Summary]) -> str | None:
         at_one = [s for (_, epsilon), s in by_cell.items() if epsilon == 1.0]
         wanted = [("public_only", None), ("qexp", 1.0), ("qexp", 4.0), ("non_private", None)]
         if not at_one or any(cell not in by_cell for cell in wanted):
-            return None
+            return {}
         best = max(at_one, key=lambda s: s.mean)
         texts = [_mean(by_cell[cell]) for cell in wanted]
         rows.append([start, texts[0], f"{_mean(best)}, {best.method}", *texts[1:]])
     heads = ["500 private USPS digits", "public records alone", "best method, ε = 1"]
-    return markdown_table([*heads, "qexp, ε = 1", "qexp, ε = 4", "without privacy"], rows)
+    heads += ["qexp, ε = 1", "qexp, ε = 4", "without privacy"]
+    return {"augmentation": markdown_table(heads, rows)}
 
 
 _STARTS: Final = {
@@ -154,10 +154,7 @@ def write(folder: Path = FOLDER, docs: Path = report.DOCS) -> Iterator[Path]:
     yield from report.write(store, docs)
     yield from time_to_accuracy.write(lines_at(folder / time_to_accuracy.RESULTS.name), docs)
     yield from ablations.write(lines_at(folder / ablations.RESULTS.name), docs)
-    yield from write_tables(MEASUREMENTS.values(), folder, docs)
-    table = _augmentation_table(summarise(store.all_lines()))
-    if table is not None:
-        page = docs / "results.md"
-        text = put_table(page.read_text("utf-8"), "augmentation", table)
-        atomic_write(page, lambda file: file.write(text.encode()))
-        yield page
+    augmentation = _augmentation_tables(summarise(store.all_lines()))
+    yield from write_tables(
+        MEASUREMENTS.values(), folder, docs, others=[("results.md", augmentation)]
+    )

@@ -79,7 +79,8 @@ def planned(task: Task, epsilon: float, rounds: int | None, effort: Any) -> tupl
 
 
 @lru_cache(maxsize=1)
-def _tasks(task: str, seeds: int) -> list[Task]:
+def seeded(task: str, seeds: int) -> list[Task]:
+    """Make a task for so many seeds; the last ones stay at hand, for several cells of them."""
     return [TASKS[task](seed) for seed in range(seeds)]
 
 
@@ -102,7 +103,7 @@ def measured(
     grid: bool = False,
 ) -> Line:
     """Run one schedule for all seeds, as one plan would serve one job."""
-    tasks = _tasks(task, seeds)
+    tasks = seeded(task, seeds)
 
     def measures(schedule: Schedule) -> list[dict[str, float]]:
         return [
@@ -170,7 +171,7 @@ def main() -> None:
     parser.add_argument("--effort", choices=["quick", "full"], default="quick")
     parser.add_argument("--grid", action="store_true", help="judge the planner; slow")
     given = parser.parse_args()
-    first = _tasks(given.task, given.seeds)[0]
+    first = seeded(given.task, given.seeds)[0]
     for epsilon in given.epsilon:
         made, seconds = planned(first, epsilon, given.rounds, given.effort)
         cell = {"task": given.task, "epsilon": epsilon, "seeds": given.seeds}

@@ -5,14 +5,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from qexp._files import atomic_write
 
-__all__ = ["Lines"]
+__all__ = ["Lines", "key_of"]
+
+
+def key_of(names: Sequence[str]) -> Callable[[Mapping[str, Any]], str]:
+    """Give a key of lines that such fields tell apart, whatever JSON holds in them."""
+    return lambda line: json.dumps([line[name] for name in names])
 
 
 class Lines:

@@ -8,7 +8,6 @@ sentences around a table are the author's.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.lines import Lines
+from experiments.lines import Lines, key_of
 from experiments.study.report import DOCS
 from experiments.study.results import FOLDER
 from qexp._files import atomic_write
@@ -71,7 +70,7 @@ class Measurement:
         return [cell for cell in self.cells if self._key(cell) not in known]
 
     def _key(self, line: Mapping[str, Any]) -> str:
-        return json.dumps([line[name] for name in self.cells[0]])
+        return key_of(list(self.cells[0]))(line)
 
 
 def fill(measurement: Measurement, folder: Path = FOLDER) -> None:
@@ -99,18 +98,23 @@ def fill(measurement: Measurement, folder: Path = FOLDER) -> None:
 
 
 def write(
-    measurements: Iterable[Measurement], folder: Path = FOLDER, docs: Path = DOCS
+    measurements: Iterable[Measurement],
+    folder: Path = FOLDER,
+    docs: Path = DOCS,
+    *,
+    others: Iterable[tuple[str, Mapping[str, str]]] = (),
 ) -> list[Path]:
-    """Put the tables of what is known into their pages, and give the pages that have any."""
+    """Put the tables of what is known into their pages, and give the pages that have any.
+
+    `others` are tables that come of no measurement of their own, each with its page.
+    """
+    made = [(m.page, m.tables(known)) for m in measurements if (known := m.known(folder))]
     pages: dict[Path, str] = {}
-    for measurement in measurements:
-        known = measurement.known(folder)
-        if known:
-            page = docs / measurement.page
-            text = pages[page] if page in pages else page.read_text("utf-8")
-            for name, table in measurement.tables(known).items():
-                text = put_table(text, name, table)
-            pages[page] = text
+    for page, tables in ((docs / name, tables) for name, tables in [*made, *others] if tables):
+        text = pages[page] if page in pages else page.read_text("utf-8")
+        for name, table in tables.items():
+            text = put_table(text, name, table)
+        pages[page] = text
     for page, text in pages.items():
         _write_page(page, text)
     return list(pages)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.fine_tuning import fine_tuned
-from experiments.full_space import DELTA, planned
+from experiments.full_space import DELTA, planned, seeded
 from experiments.measurement import Line, Measurement, markdown_table
 from experiments.study.summaries import mean_text, student
 from experiments.tasks import TASKS, Task
@@ -39,14 +39,9 @@ def noise_images(task: Task) -> NDArray[np.float32]:
     return np.random.default_rng(0).random(shape, dtype=np.float32)
 
 
-@lru_cache(maxsize=1)
-def _tasks(task: str, seeds: int) -> list[Task]:
-    return [TASKS[task](seed) for seed in range(seeds)]
-
-
 @lru_cache
 def _schedule(task: str, epsilon: float, seeds: int) -> Schedule:
-    return planned(_tasks(task, seeds)[0], epsilon, None, "quick")[0].schedule
+    return planned(seeded(task, seeds)[0], epsilon, None, "quick")[0].schedule
 
 
 def compared(
@@ -65,7 +60,7 @@ def compared(
                 curvature_records=noise_images(made) if curvature_of == "noise" else None,
             ).model
         )
-        for seed, made in enumerate(_tasks(task, seeds))
+        for seed, made in enumerate(seeded(task, seeds))
     ]
     return {"accuracies": values, "schedule": schedule.describe()}
 

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from experiments.attacks.bounds import bound_text, clopper_pearson
-from experiments.lines import Lines
+from experiments.lines import Lines, key_of
 from experiments.measurement import Line, Measurement, markdown_table
 from experiments.study.results import FOLDER
 from qexp import KroneckerCurvature, Schedule, epsilon, fine_tune
@@ -317,7 +317,7 @@ def digits_scene() -> Scene:
 
 def lines_at(path: Path) -> Lines:
     """Give the file of the audits' lines."""
-    return Lines(path, lambda line: json.dumps([line[name] for name in _NAMES]))
+    return Lines(path, key_of(_NAMES))
 
 
 def _run(

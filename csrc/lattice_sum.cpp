@@ -27,20 +27,25 @@ void lattice_sum(const double* rows, std::size_t m, std::size_t k, std::size_t r
 
 namespace {
 
-std::size_t padded(std::size_t n, std::size_t tile) {
-  return (n + tile - 1) / tile * tile;
+// So many records at a time that a panel of right factors stays in a core's own cache while the
+// left ones pass by.
+constexpr std::size_t batch = 512;
+
+std::size_t tiles(std::size_t n, std::size_t tile) {
+  return (n + tile - 1) / tile;
 }
 
-// One layer's factors, scaled or nulled record by record and padded to whole tiles.
-struct ScaledFactors {
+// One layer's factors of a batch, scaled or nulled record by record, in panels. What a panel holds
+// beyond the factors stays zero.
+struct Panels {
   std::size_t left_stride, right_stride;
   std::vector<double> left, right;
 
-  ScaledFactors(const OuterProducts& layer, std::size_t m)
-      : left_stride(padded(layer.n_left, outer_rows)),
-        right_stride(padded(layer.n_right, outer_columns)),
-        left(m * left_stride),
-        right(m * right_stride) {}
+  Panels(const OuterProducts& layer, std::size_t records)
+      : left_stride(records * outer_rows),
+        right_stride(records * outer_columns),
+        left(tiles(layer.n_left, outer_rows) * left_stride),
+        right(tiles(layer.n_right, outer_columns) * right_stride) {}
 };
 
 }  // namespace
@@ -64,48 +69,57 @@ void lattice_sum_outer(std::span<const OuterProducts> layers, std::size_t m,
   const auto scaled = QEXP_DISPATCH(scale_or_null);
   const auto tile = QEXP_DISPATCH(lattice_outer_tile);
 
-  std::vector<ScaledFactors> factors;
-  factors.reserve(layers.size());
-  for (const OuterProducts& layer : layers) factors.emplace_back(layer, m);
-
+  std::vector<Panels> panels;
+  panels.reserve(layers.size());
   std::size_t entries = 1;
-  for (const OuterProducts& layer : layers) entries += layer.n_left + layer.n_right;
-  parallel_for(m, 1 + 200'000 / entries, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) {
-      double sum = 0;
-      for (const OuterProducts& layer : layers) {
-        sum += (squares(layer.left + i * layer.n_left, layer.n_left) + least_square) *
-               (squares(layer.right + i * layer.n_right, layer.n_right) + least_square);
-      }
-      const double ratio = scale.clipping_norm * (1.0 - clipping_margin) / std::sqrt(sum);
-      const double factor = scale.units_per_norm * choose(ratio >= 1.0, 1.0, ratio);
-      const bool finite = sum <= std::numeric_limits<double>::max();
-      for (std::size_t l = 0; l < layers.size(); ++l) {
-        const OuterProducts& layer = layers[l];
-        scaled(layer.left + i * layer.n_left, layer.n_left, factor, finite,
-               factors[l].left.data() + i * factors[l].left_stride);
-        scaled(layer.right + i * layer.n_right, layer.n_right, 1.0, finite,
-               factors[l].right.data() + i * factors[l].right_stride);
-      }
-    }
-  });
+  for (const OuterProducts& layer : layers) {
+    panels.emplace_back(layer, std::min(m, batch));
+    entries += layer.n_left + layer.n_right;
+  }
 
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    const auto [left, right, n_left, n_right] = layers[l];
-    const ScaledFactors& f = factors[l];
-    const std::size_t row_tiles = f.left_stride / outer_rows;
-    const std::size_t column_tiles = f.right_stride / outer_columns;
-    const std::size_t grain = 1 + 200'000 / (m * outer_rows * outer_columns + 1);
-    parallel_for(row_tiles * column_tiles, grain, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t t = begin; t < end; ++t) {
-        // Down the rows first: the strip of right factors stays in cache.
-        const std::size_t r = t % row_tiles * outer_rows, c = t / row_tiles * outer_columns;
-        tile(f.left.data() + r, f.left_stride, f.right.data() + c, f.right_stride, m,
-             std::min(outer_rows, n_left - r), std::min(outer_columns, n_right - c),
-             total + r * n_right + c, n_right);
+  for (std::size_t first = 0; first < m; first += batch) {
+    const std::size_t records = std::min(batch, m - first);
+    parallel_for(records, 1 + 200'000 / entries, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) {
+        double sum = 0;
+        for (const auto& [left, right, n_left, n_right] : layers) {
+          sum += (squares(left + (first + i) * n_left, n_left) + least_square) *
+                 (squares(right + (first + i) * n_right, n_right) + least_square);
+        }
+        const double ratio = scale.clipping_norm * (1.0 - clipping_margin) / std::sqrt(sum);
+        const double factor = scale.units_per_norm * choose(ratio >= 1.0, 1.0, ratio);
+        const bool finite = sum <= std::numeric_limits<double>::max();
+        for (std::size_t l = 0; l < layers.size(); ++l) {
+          const auto& [left, right, n_left, n_right] = layers[l];
+          Panels& p = panels[l];
+          scaled(left + (first + i) * n_left, n_left, factor, finite, outer_rows,
+                 p.left.data() + i * outer_rows, p.left_stride);
+          scaled(right + (first + i) * n_right, n_right, 1.0, finite, outer_columns,
+                 p.right.data() + i * outer_columns, p.right_stride);
+        }
       }
     });
-    total += n_left * n_right;
+
+    std::uint64_t* matrix = total;
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      const std::size_t n_left = layers[l].n_left, n_right = layers[l].n_right;
+      const Panels& p = panels[l];
+      const std::size_t row_tiles = tiles(n_left, outer_rows);
+      const std::size_t grain = 1 + 200'000 / (records * outer_rows * outer_columns);
+      parallel_for(row_tiles * tiles(n_right, outer_columns), grain,
+                   [&](std::size_t begin, std::size_t end) {
+                     for (std::size_t t = begin; t < end; ++t) {
+                       // Down the rows first: the panel of right factors stays in cache.
+                       const std::size_t across = t / row_tiles, down = t % row_tiles;
+                       const std::size_t r = down * outer_rows, c = across * outer_columns;
+                       tile(p.left.data() + down * p.left_stride,
+                            p.right.data() + across * p.right_stride, records,
+                            std::min(outer_rows, n_left - r), std::min(outer_columns, n_right - c),
+                            matrix + r * n_right + c, n_right);
+                     }
+                   });
+      matrix += n_left * n_right;
+    }
   }
 }
 

@@ -56,20 +56,22 @@ QEXP_DECLARE_PER_ISA(void lattice_add_rows(const double* rows, std::size_t m, st
                                            std::uint64_t* total))
 
 // Outer products are summed in tiles of `outer_rows` x `outer_columns` entries, which stay in
-// registers while the records pass by.
+// registers while the records pass by. The factors come in panels, each as wide as a tile and with
+// a row for each record, so that a tile reads its two panels from one end to the other.
 inline constexpr std::size_t outer_rows = 4;
 inline constexpr std::size_t outer_columns = 32;
 
 // ||x||^2 for the joint norm of outer products.
 QEXP_DECLARE_PER_ISA(double sum_of_squares(const double* x, std::size_t n))
-// to[j] = keep ? factor * from[j] : 0, without a jump.
+// Writes keep ? factor * from[j] : 0 without a jump, into one row of each of the panels that are
+// `panel` entries wide and `panel_stride` entries apart.
 QEXP_DECLARE_PER_ISA(void scale_or_null(const double* from, std::size_t n, double factor, bool keep,
-                                        double* to))
+                                        std::size_t panel, double* to, std::size_t panel_stride))
 // total[r][c] += sum over the m records of trunc(left[i][r] right[i][c]), for one tile, of which
-// the first `rows` x `columns` entries exist. `left` and `right` are padded to whole tiles.
-QEXP_DECLARE_PER_ISA(void lattice_outer_tile(const double* left, std::size_t left_stride,
-                                             const double* right, std::size_t right_stride,
-                                             std::size_t m, std::size_t rows, std::size_t columns,
+// the first `rows` x `columns` entries exist. What a panel of right factors holds beyond `columns`
+// is read, and has to be numbers.
+QEXP_DECLARE_PER_ISA(void lattice_outer_tile(const double* left, const double* right, std::size_t m,
+                                             std::size_t rows, std::size_t columns,
                                              std::uint64_t* total, std::size_t total_stride))
 
 }  // namespace qexp

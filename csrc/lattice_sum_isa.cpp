@@ -329,6 +329,45 @@ void add_group(const double* rows, std::size_t k, std::size_t row_stride, std::s
   }
 }
 
+// Four registers by four rows at a time: sixteen sums and four factors fit the register file.
+constexpr std::size_t strip = 4;
+
+template <std::size_t rows, std::size_t registers>
+void add_outer_strip(const double* left, const double* right, std::size_t m, std::size_t columns,
+                     std::uint64_t* total, std::size_t total_stride) {
+  Integers::Register sum[rows][registers];
+  for (auto& row : sum) {
+    for (auto& lane : row) lane = Integers::zero();
+  }
+  for (std::size_t i = 0; i < m; ++i) {
+    Real::Register a[registers];
+    for (std::size_t s = 0; s < registers; ++s) {
+      a[s] = Real::load(right + i * outer_columns + s * Real::width);
+    }
+    for (std::size_t r = 0; r < rows; ++r) {
+      const Real::Register d = Real::broadcast(left[i * outer_rows + r]);
+      for (std::size_t s = 0; s < registers; ++s) {
+        sum[r][s] = Integers::add(sum[r][s], Integers::truncated(Real::mul(d, a[s])));
+      }
+    }
+  }
+  for (std::size_t r = 0; r < rows; ++r) {
+    std::uint64_t value[registers * Real::width];
+    for (std::size_t s = 0; s < registers; ++s) Integers::store(value + s * Real::width, sum[r][s]);
+    for (std::size_t j = 0; j < columns; ++j) total[r * total_stride + j] += value[j];
+  }
+}
+
+// By rows and registers that a strip really has, less one: at an edge no more is computed.
+using AddOuterStrip = decltype(&add_outer_strip<1, 1>);
+static_assert(outer_rows == 4 && strip == 4);
+constexpr AddOuterStrip strips[outer_rows][strip] = {
+    {add_outer_strip<1, 1>, add_outer_strip<1, 2>, add_outer_strip<1, 3>, add_outer_strip<1, 4>},
+    {add_outer_strip<2, 1>, add_outer_strip<2, 2>, add_outer_strip<2, 3>, add_outer_strip<2, 4>},
+    {add_outer_strip<3, 1>, add_outer_strip<3, 2>, add_outer_strip<3, 3>, add_outer_strip<3, 4>},
+    {add_outer_strip<4, 1>, add_outer_strip<4, 2>, add_outer_strip<4, 3>, add_outer_strip<4, 4>},
+};
+
 }  // namespace
 
 double sum_of_squares(const double* x, std::size_t n) {
@@ -336,39 +375,22 @@ double sum_of_squares(const double* x, std::size_t n) {
   return sum_in_lanes(x, n, nothing);
 }
 
-void scale_or_null(const double* from, std::size_t n, double factor, bool keep, double* to) {
-  for (std::size_t j = 0; j < n; ++j) to[j] = choose(keep, from[j] * factor, 0.0);
+void scale_or_null(const double* from, std::size_t n, double factor, bool keep, std::size_t panel,
+                   double* to, std::size_t panel_stride) {
+  for (std::size_t begin = 0; begin < n; begin += panel) {
+    const std::size_t width = n - begin < panel ? n - begin : panel;
+    for (std::size_t j = 0; j < width; ++j) to[j] = choose(keep, from[begin + j] * factor, 0.0);
+    to += panel_stride;
+  }
 }
 
-void lattice_outer_tile(const double* left, std::size_t left_stride, const double* right,
-                        std::size_t right_stride, std::size_t m, std::size_t rows,
+void lattice_outer_tile(const double* left, const double* right, std::size_t m, std::size_t rows,
                         std::size_t columns, std::uint64_t* total, std::size_t total_stride) {
-  // A strip of four registers by four rows at a time: sixteen sums and four factors fit the
-  // register file.
-  constexpr std::size_t strip = 4;
   for (std::size_t c = 0; c < columns; c += strip * Real::width) {
-    Integers::Register sum[outer_rows][strip];
-    for (auto& row : sum) {
-      for (auto& lane : row) lane = Integers::zero();
-    }
-    for (std::size_t i = 0; i < m; ++i) {
-      Real::Register a[strip];
-      for (std::size_t s = 0; s < strip; ++s) {
-        a[s] = Real::load(right + i * right_stride + c + s * Real::width);
-      }
-      for (std::size_t r = 0; r < outer_rows; ++r) {
-        const Real::Register d = Real::broadcast(left[i * left_stride + r]);
-        for (std::size_t s = 0; s < strip; ++s) {
-          sum[r][s] = Integers::add(sum[r][s], Integers::truncated(Real::mul(d, a[s])));
-        }
-      }
-    }
-    for (std::size_t r = 0; r < rows; ++r) {
-      std::uint64_t value[strip * Real::width];
-      for (std::size_t s = 0; s < strip; ++s) Integers::store(value + s * Real::width, sum[r][s]);
-      const std::size_t end = columns - c < strip * Real::width ? columns - c : strip * Real::width;
-      for (std::size_t j = 0; j < end; ++j) total[r * total_stride + c + j] += value[j];
-    }
+    const std::size_t rest = columns - c;
+    const std::size_t width = rest < strip * Real::width ? rest : strip * Real::width;
+    const std::size_t registers = (width + Real::width - 1) / Real::width;
+    strips[rows - 1][registers - 1](left, right + c, m, width, total + c, total_stride);
   }
 }
 

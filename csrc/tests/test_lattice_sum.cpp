@@ -179,6 +179,32 @@ TEST_CASE("every instruction set gives the same bits") {
   QEXP_DISPATCH(lattice_add_rows)(rows.data(), m, k, k, scale, active.data());
   CHECK(portable == active);
 }
+
+TEST_CASE("every instruction set gives the same bits for every shape of a tile") {
+  using qexp::outer_columns, qexp::outer_rows;
+  const std::size_t m = 5, stride = outer_columns + 3;
+  const auto left = normals(m * outer_rows, std::ldexp(1.0, 20), 7);
+  const auto right = normals(m * outer_columns, std::ldexp(1.0, 20), 8);
+  for (std::size_t rows = 1; rows <= outer_rows; ++rows) {
+    for (std::size_t columns = 1; columns <= outer_columns; ++columns) {
+      Vector expected(outer_rows * stride, 7);
+      for (std::size_t i = 0; i < m; ++i) {
+        for (std::size_t r = 0; r < rows; ++r) {
+          for (std::size_t c = 0; c < columns; ++c) {
+            const double entry = left[i * outer_rows + r] * right[i * outer_columns + c];
+            expected[r * stride + c] += static_cast<std::int64_t>(entry);
+          }
+        }
+      }
+      for (const auto add :
+           {qexp::baseline::lattice_outer_tile, QEXP_DISPATCH(lattice_outer_tile)}) {
+        std::vector<std::uint64_t> total(outer_rows * stride, 7);
+        add(left.data(), right.data(), m, rows, columns, total.data(), stride);
+        CHECK(Vector(total.begin(), total.end()) == expected);
+      }
+    }
+  }
+}
 #endif
 
 namespace {
@@ -244,6 +270,28 @@ TEST_CASE("outer products sum like the rows they stand for, and one record keeps
               0.999998 * static_cast<double>(bound));
       }
     }
+  }
+}
+
+TEST_CASE("how many records come at once does not move a bit") {
+  const qexp::LatticeScale scale{std::ldexp(1.0, 34), 1.0, std::int64_t{1} << 34};
+  const std::size_t m = 1300;
+  const std::vector<Layer> layers{{m, 3, 41, 5}, {m, 9, 4, 6}};
+  auto expected = outer_sum(layers, 0, scale);
+  for (std::size_t i = 0; i < m; ++i) {
+    auto one = layers;
+    for (Layer& layer : one) {
+      layer.left.erase(layer.left.begin(),
+                       layer.left.begin() + static_cast<std::ptrdiff_t>(i * layer.n_left));
+      layer.right.erase(layer.right.begin(),
+                        layer.right.begin() + static_cast<std::ptrdiff_t>(i * layer.n_right));
+    }
+    const auto alone = outer_sum(one, 1, scale);
+    for (std::size_t j = 0; j < expected.size(); ++j) expected[j] += alone[j] - 3;
+  }
+  for (int threads : {1, 3}) {
+    qexp::set_num_threads(threads);
+    CHECK(outer_sum(layers, m, scale) == expected);
   }
 }
 

@@ -119,6 +119,7 @@ class KroneckerTrial:
         sigmas = schedule.clipping_norm * noise * np.sqrt(shares.sum() / shares)
         eigen = self.eigen
         spectra = [layer.damped(schedule.damping) for layer in eigen]
+        first_squares = self._first_squares(spectra[0])
         theta = self._layers()
         velocity = [np.zeros_like(layer) for layer in theta]
         total, summed = [np.zeros_like(layer) for layer in theta], 0
@@ -126,7 +127,7 @@ class KroneckerTrial:
             if schedule.refresh_curvature and t > 1:
                 eigen = eigen_factors(self._model(theta), self.X_curvature, 0, self.eigen[0])
                 spectra = [layer.damped(schedule.damping) for layer in eigen]
-            means = self._clipped_mean(theta, schedule.clipping_norm, eigen, spectra)
+            means = self._clipped_mean(theta, schedule.clipping_norm, eigen, spectra, first_squares)
             for i, (layer, (a, b)) in enumerate(zip(eigen, spectra, strict=True)):
                 scale = np.sqrt(np.outer(b, a))
                 step = layer.q_b.T @ means[i] / scale
@@ -203,12 +204,18 @@ class KroneckerTrial:
         turned_back = [layers[0] @ self.eigen[0].q_a.T, *layers[1:]]
         return self.model.with_weights(np.concatenate([layer.ravel() for layer in turned_back]))
 
+    def _first_squares(self, spectrum: Any) -> NDArray[np.float32]:
+        """Give the squared whitened norms of the first layer's inputs, the same in all rounds."""
+        squares: NDArray[np.float32] = self._turned**2 @ (1 / spectrum[0])
+        return squares
+
     def _clipped_mean(
         self,
         theta: list[NDArray[Any]],
         clipping_norm: float,
         eigen: list[Eigen],
         spectra: list[Any],
+        first_squares: NDArray[np.float32],
     ) -> list[NDArray[np.float32]]:
         """Give the mean of the gradients, clipped as whitened, with their inputs turned."""
         # The turned records hold their own trailing 1: the model's bias on them is 0.
@@ -219,15 +226,22 @@ class KroneckerTrial:
             activation=self.model.activation,
         )
         sums = [np.zeros((len(b), len(a)), np.float32) for a, b in spectra]
+        begin = 0
         for factors in turned_model.gradient_blocks(self._turned, self.y).factor_blocks():
-            squares = np.zeros(len(factors[0][0]), np.float32)
+            end = begin + len(factors[0][0])
             inputs = [factors[0][0][:, :-1]]
             inputs += [a @ layer.q_a for (a, _), layer in zip(factors[1:], eigen[1:], strict=True)]
-            for x, (_, deltas), layer, (a, b) in zip(inputs, factors, eigen, spectra, strict=True):
-                squares += (x**2 @ (1 / a)) * ((deltas @ layer.q_b) ** 2 @ (1 / b))
+            of_inputs = [first_squares[begin:end]]
+            of_inputs += [x**2 @ (1 / a) for x, (a, _) in zip(inputs[1:], spectra[1:], strict=True)]
+            squares = np.zeros(end - begin, np.float32)
+            for of_input, (_, deltas), layer, (_, b) in zip(
+                of_inputs, factors, eigen, spectra, strict=True
+            ):
+                squares += of_input * ((deltas @ layer.q_b) ** 2 @ (1 / b))
             weights = np.minimum(1, clipping_norm / np.sqrt(np.maximum(squares, 1e-30)))
             for x, (_, deltas), total in zip(inputs, factors, sums, strict=True):
                 total += (deltas * weights[:, None]).T @ x
+            begin = end
         return [total / np.float32(len(self.y)) for total in sums]
 
     def first_draw(self, damping: float, clipping_norm: float) -> tuple[float, float]:
@@ -236,8 +250,9 @@ class KroneckerTrial:
         The product is how fast the loss falls along the step.
         """
         spectra = [layer.damped(damping) for layer in self.eigen]
+        first_squares = self._first_squares(spectra[0])
         means, free = (
-            self._clipped_mean(self._layers(), c, self.eigen, spectra)
+            self._clipped_mean(self._layers(), c, self.eigen, spectra, first_squares)
             for c in (clipping_norm, 1e15)  # which a norm of 1e-15 divides, in float32
         )
         squares = slope = 0.0

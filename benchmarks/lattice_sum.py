@@ -77,13 +77,21 @@ class Outer(common.FlopsSuite):
     therefore count as six, and 1.0 means that the sum issues them as fast as gemm its own.
     """
 
-    params = (common.profile([64, 256], [64, 256, 1024]), common.thread_counts())
-    param_names = ("width", "threads")
+    params = (
+        common.profile([64, 256], [64, 256, 1024]),
+        common.profile([256, 4096], [256, 4096, 65536]),
+        common.thread_counts(),
+    )
+    param_names = ("width", "records", "threads")
     needs = ("lattice_sum_outer",)
 
-    def prepare(self, width):
+    def prepare(self, width, records):
+        self.records = records
         self.factors = [
-            (common.random((256, width), "float64"), common.random((256, width), "float64", 1))
+            (
+                common.random((records, width), "float64"),
+                common.random((records, width), "float64", 1),
+            )
         ]
         self.total = np.full(width * width, 0, np.int64)
 
@@ -91,4 +99,4 @@ class Outer(common.FlopsSuite):
         common._core.lattice_sum_outer(self.factors, self.total, **SCALE)
 
     def flops(self):
-        return 6.0 * 256 * self.total.size
+        return 6.0 * self.records * self.total.size

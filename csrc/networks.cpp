@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "parallel.hpp"
+#include "tanh.hpp"
 
 namespace qexp {
 namespace {
@@ -26,7 +28,11 @@ void activate(T* sums, std::size_t count, Activation activation) noexcept {
   if (activation == Activation::relu) {
     for (std::size_t j = 0; j < count; ++j) sums[j] = sums[j] < 0 ? T{0} : sums[j];
   } else {
-    for (std::size_t j = 0; j < count; ++j) sums[j] = std::tanh(sums[j]);
+    if constexpr (std::is_same_v<T, float>) {
+      QEXP_DISPATCH(tanh_f32)(sums, count);
+    } else {
+      QEXP_DISPATCH(tanh_f64)(sums, count);
+    }
   }
 }
 

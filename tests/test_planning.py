@@ -15,10 +15,10 @@ from qexp.finetune import Schedule, fine_tune
 from qexp.models import mlp, softmax_regression
 from qexp.planning import Rehearsal, candidate_schedules, plan
 from qexp.planning._domains import public_domains
-from qexp.planning._grid import neighbours
-from qexp.planning._halving import EFFORTS
+from qexp.planning._grid import MOST_ROUNDS, neighbours
+from qexp.planning._halving import EFFORTS, Halving
 from qexp.planning._kronecker_trial import KroneckerTrial, eigen_factors
-from qexp.planning._planner import _hopeful
+from qexp.planning._planner import _hopeful, _lengthen
 from qexp.planning._simulation import Simulation, noise_loss
 from qexp.planning._trials import GeneralTrial
 from qexp.privacy import calibrate_mu, epsilon
@@ -265,6 +265,38 @@ def test_the_grid_is_searched_and_refined(digits):
     assert {row["schedule"].rounds for row in made.table} == {1}
     assert len(made.table) > len(candidate_schedules(rounds=1))
     assert made.predicted_accuracy > made.accuracy_before
+
+
+def searched(score):
+    """Try the grid where a schedule's score is known, and lengthen its best."""
+
+    def tried(candidate, surrogate, seed):
+        return score(candidate[0]), 0.0
+
+    search = Halving(lambda *_: tried, EFFORTS["quick"], n_surrogates=3, n_records=100, seed=0)
+    search.run([(schedule, None) for schedule in candidate_schedules()])
+    before = len(search.outcomes)
+    _lengthen(search)
+    return search.ranked()[0][0], len(search.outcomes) - before
+
+
+def test_rounds_are_doubled_while_the_longest_schedules_are_best():
+    longest, tried = searched(lambda s: s.rounds - s.step_size)
+    assert longest.rounds == 4 * MOST_ROUNDS
+    assert 0 < tried <= 16
+
+    # Steps may become half as long.
+    best, _ = searched(
+        lambda s: (
+            -abs(s.rounds - 2 * MOST_ROUNDS) - abs(s.rounds * s.step_size - 1.001 * MOST_ROUNDS)
+        )
+    )
+    assert (best.rounds, best.step_size) == (2 * MOST_ROUNDS, 1.001 / 2)
+
+
+def test_rounds_stay_where_shorter_schedules_are_best():
+    best, tried = searched(lambda s: -abs(s.rounds - MOST_ROUNDS / 2))
+    assert (best.rounds, tried) == (MOST_ROUNDS / 2, 0)
 
 
 def test_more_private_than_public_records(digits):

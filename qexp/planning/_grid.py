@@ -10,11 +10,13 @@ from typing import Any, Final
 from qexp import _checks
 from qexp.finetune import Schedule
 
-__all__ = ["candidate_schedules", "neighbours"]
+__all__ = ["MOST_ROUNDS", "candidate_schedules", "lengthened", "neighbours"]
 
 _DAMPINGS: Final = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _CLIPPING_NORMS: Final = (0.3, 1.0, 3.0, 10.0)
 _ROUNDS: Final = (1, 2, 4, 8, 16, 32, 64)
+MOST_ROUNDS: Final = max(_ROUNDS)
+"""Of the grid's schedules."""
 _SHARE: Final = 0.25
 # Step size without damping, momentum, averaging. Averaging takes the noise off long steps.
 _STEPS: Final = (
@@ -55,6 +57,14 @@ def candidate_schedules(rounds: int | None = None) -> list[Schedule]:
             _DAMPINGS, _CLIPPING_NORMS, counts, _STEPS
         )
         if (m == 0 or t * (1 - m) >= 1.5) and (share == 0 or _averages_several(t))
+    ]
+
+
+def lengthened(schedule: Schedule) -> list[Schedule]:
+    """Double the rounds, with steps as long and half as long."""
+    return [
+        replace(schedule, rounds=2 * schedule.rounds, step_size=step)
+        for step in (schedule.step_size, schedule.step_size / 2)
     ]
 
 

@@ -144,12 +144,15 @@ class Halving(Generic[C]):
             self._try(alive, stage)
 
     def refine(self, neighbours: Callable[[C], Sequence[C]]) -> None:
-        """Try what is near the best, as often as the effort says, on all surrogates and records."""
-        last = len(self._effort.stages) - 1
+        """Try what is near the best, as often as the effort says."""
         for _ in range(self._effort.refinements):
-            near = dict.fromkeys(neighbours(self.ranked()[0]))
-            reached = {c for c, outcome in self.outcomes.items() if outcome.stage == last}
-            self._try([candidate for candidate in near if candidate not in reached], last)
+            self.add(neighbours(self.ranked()[0]))
+
+    def add(self, candidates: Sequence[C]) -> None:
+        """Try more candidates on all surrogates and records, but for those that were."""
+        last = len(self._effort.stages) - 1
+        reached = {c for c, outcome in self.outcomes.items() if outcome.stage == last}
+        self._try([c for c in dict.fromkeys(candidates) if c not in reached], last)
 
     def settle(self) -> None:
         """Try the best again with fresh noise.

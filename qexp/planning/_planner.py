@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from numpy.typing import ArrayLike
 
@@ -18,7 +18,7 @@ from qexp import _checks
 from qexp.finetune import Schedule
 from qexp.mechanism import _sensitivity_factor
 from qexp.planning._domains import Rehearsal, Shifts, public_domains
-from qexp.planning._grid import candidate_schedules, neighbours
+from qexp.planning._grid import MOST_ROUNDS, candidate_schedules, lengthened, neighbours
 from qexp.planning._halving import Effort, Halving, Outcome
 from qexp.planning._plan import Plan
 from qexp.planning._scorer import Score
@@ -28,6 +28,9 @@ from qexp.privacy import calibrate_mu
 from qexp.surrogates import SURROGATE_KEEPS
 
 __all__ = ["plan"]
+
+_LENGTHENED: Final = 4
+_MOST_DOUBLINGS: Final = 2
 
 
 def plan(
@@ -97,8 +100,8 @@ def plan(
     n_components : sequence of int
         Values of k to choose from, for "dense".
     candidates : iterable of Schedule, optional
-        Default: :func:`candidate_schedules`, whose best are refined at the end; candidates of
-        your own are not.
+        Default: :func:`candidate_schedules`, whose best are lengthened, if they are the longest,
+        and refined at the end; candidates of your own are not.
     rounds : int, optional
         Plan for exactly so many rounds.
     score : {"accuracy", "auroc", "loss"} or callable
@@ -208,6 +211,8 @@ def plan(
         progress=progress,
     )
     halving.run(_hopeful(pool, simulation, public.effort))
+    if candidates is None and rounds is None:
+        _lengthen(halving)
     if candidates is None:
         halving.refine(lambda best: [(s, best[1]) for s in neighbours(best[0], rounds)])
     halving.settle()
@@ -248,6 +253,21 @@ def _hopeful(
     by_noise = sorted(pool, key=simulation.noise_loss)
     kept = {*by_noise[:few], *simulation.moving(by_noise)[:few]}
     return [c for c in by_noise if c in kept]
+
+
+def _lengthen(halving: Halving[Candidate]) -> None:
+    """Double the rounds of the best schedules while the very best is among the longest.
+
+    Where there are many private records, noise lets a job take more rounds than a grid for all
+    jobs can afford to try.
+    """
+    longest = MOST_ROUNDS
+    for _ in range(_MOST_DOUBLINGS):
+        best = halving.ranked()[:_LENGTHENED]
+        if best[0][0].rounds < longest:
+            return
+        halving.add([(s, k) for at, k in best if at.rounds == longest for s in lengthened(at)])
+        longest *= 2
 
 
 def _row(candidate: Candidate, outcome: Outcome | None, simulation: Simulation) -> dict[str, Any]:

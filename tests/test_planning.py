@@ -267,7 +267,7 @@ def test_the_grid_is_searched_and_refined(digits):
     assert made.predicted_accuracy > made.accuracy_before
 
 
-def searched(score):
+def searched(score, noise_to_signal=0.5):
     """Try the grid where a schedule's score is known, and lengthen its best."""
 
     def tried(candidate, surrogate, seed):
@@ -276,7 +276,7 @@ def searched(score):
     search = Halving(lambda *_: tried, EFFORTS["quick"], n_surrogates=3, n_records=100, seed=0)
     search.run([(schedule, None) for schedule in candidate_schedules()])
     before = len(search.outcomes)
-    _lengthen(search)
+    _lengthen(search, lambda candidate: noise_to_signal)
     return search.ranked()[0][0], len(search.outcomes) - before
 
 
@@ -297,6 +297,11 @@ def test_rounds_are_doubled_while_the_longest_schedules_are_best():
 def test_rounds_stay_where_shorter_schedules_are_best():
     best, tried = searched(lambda s: -abs(s.rounds - MOST_ROUNDS / 2))
     assert (best.rounds, tried) == (MOST_ROUNDS / 2, 0)
+
+
+def test_rounds_stay_where_noise_is_more_than_signal():
+    best, tried = searched(lambda s: s.rounds, noise_to_signal=1.5)
+    assert (best.rounds, tried) == (MOST_ROUNDS, 0)
 
 
 def test_more_private_than_public_records(digits):

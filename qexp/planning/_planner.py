@@ -8,7 +8,7 @@ the very privacy of the job to come; the best one on average is the plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -100,8 +100,8 @@ def plan(
     n_components : sequence of int
         Values of k to choose from, for "dense".
     candidates : iterable of Schedule, optional
-        Default: :func:`candidate_schedules`, whose best are lengthened, if they are the longest,
-        and refined at the end; candidates of your own are not.
+        Default: :func:`candidate_schedules`, whose best are refined at the end, and lengthened
+        before if they are the longest and little noise is in them; candidates of your own are not.
     rounds : int, optional
         Plan for exactly so many rounds.
     score : {"accuracy", "auroc", "loss"} or callable
@@ -212,7 +212,7 @@ def plan(
     )
     halving.run(_hopeful(pool, simulation, public.effort))
     if candidates is None and rounds is None:
-        _lengthen(halving)
+        _lengthen(halving, simulation.noise_to_signal)
     if candidates is None:
         halving.refine(lambda best: [(s, best[1]) for s in neighbours(best[0], rounds)])
     halving.settle()
@@ -255,16 +255,16 @@ def _hopeful(
     return [c for c in by_noise if c in kept]
 
 
-def _lengthen(halving: Halving[Candidate]) -> None:
+def _lengthen(halving: Halving[Candidate], noise_to_signal: Callable[[Candidate], float]) -> None:
     """Double the rounds of the best schedules while the very best is among the longest.
 
-    Where there are many private records, noise lets a job take more rounds than a grid for all
-    jobs can afford to try.
+    Where there are many private records, noise leaves room for more rounds than a grid for all
+    jobs can afford to try. A round of more noise than signal is not worth making more of.
     """
     longest = MOST_ROUNDS
     for _ in range(_MOST_DOUBLINGS):
         best = halving.ranked()[:_LENGTHENED]
-        if best[0][0].rounds < longest:
+        if best[0][0].rounds < longest or noise_to_signal(best[0]) > 1:
             return
         halving.add([(s, k) for at, k in best if at.rounds == longest for s in lengthened(at)])
         longest *= 2

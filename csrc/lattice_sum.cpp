@@ -48,8 +48,9 @@ struct Panels {
         right(tiles(layer.n_right, outer_columns) * right_stride) {}
 };
 
-}  // namespace
-
+// Clips the records from `first` on by the joint norm of their factors, and scales these into
+// panels.
+//
 // Why ||z|| <= B needs no count of integers here. With u = 2^-53 and d the largest number of
 // entries in a sum, at most 2^29:
 //   - |z| <= |fl(fl(f l) r)| <= f |l| |r| (1 + u)^2 entrywise, as truncation only shrinks, so
@@ -59,65 +60,70 @@ struct Panels {
 //   - f <= q min(1, c (1 - 2^-20) / norm) (1 + 4u), and q c <= (B + 1)(1 + 2u) by the lattice's
 //     choice.
 // Together ||z|| <= (B + 1)(1 - 2^-20)(1 + (d + 16) u) <= (B + 1)(1 - 2^-20)(1 + 2^-23), which is
-// below B for B >= 2^21. That last condition, and the scale's, are checked below. A joint norm that
-// is no finite number nulls the record; a finite one implies finite factors, since an infinite
-// factor makes it infinite or, times zero, a NaN.
-void lattice_sum_outer(std::span<const OuterProducts> layers, std::size_t m,
-                       const LatticeScale& scale, std::uint64_t* total) {
+// below B for B >= 2^21. That last condition, and the scale's, are checked where Python calls. A
+// joint norm that is no finite number nulls the record; a finite one implies finite factors, since
+// an infinite factor makes it infinite or, times zero, a NaN.
+void scale_batch(std::span<const OuterProducts> layers, std::size_t first, std::size_t records,
+                 const LatticeScale& scale, std::span<Panels> panels) {
   constexpr double least_square = 1e-290;
   const auto squares = QEXP_DISPATCH(sum_of_squares);
   const auto scaled = QEXP_DISPATCH(scale_or_null);
-  const auto tile = QEXP_DISPATCH(lattice_outer_tile);
+  std::size_t entries = 1;
+  for (const OuterProducts& layer : layers) entries += layer.n_left + layer.n_right;
+  parallel_for(records, 1 + 200'000 / entries, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      double sum = 0;
+      for (const auto& [left, right, n_left, n_right] : layers) {
+        sum += (squares(left + (first + i) * n_left, n_left) + least_square) *
+               (squares(right + (first + i) * n_right, n_right) + least_square);
+      }
+      const double ratio = scale.clipping_norm * (1.0 - clipping_margin) / std::sqrt(sum);
+      const double factor = scale.units_per_norm * choose(ratio >= 1.0, 1.0, ratio);
+      const bool finite = sum <= std::numeric_limits<double>::max();
+      for (std::size_t l = 0; l < layers.size(); ++l) {
+        const auto& [left, right, n_left, n_right] = layers[l];
+        Panels& p = panels[l];
+        scaled(left + (first + i) * n_left, n_left, factor, finite, outer_rows,
+               p.left.data() + i * outer_rows, p.left_stride);
+        scaled(right + (first + i) * n_right, n_right, 1.0, finite, outer_columns,
+               p.right.data() + i * outer_columns, p.right_stride);
+      }
+    }
+  });
+}
 
+// total += the integers of one layer's outer products, from the panels of a batch.
+void add_panels(const Panels& p, std::size_t records, std::size_t n_left, std::size_t n_right,
+                std::uint64_t* total) {
+  const auto tile = QEXP_DISPATCH(lattice_outer_tile);
+  const std::size_t down = tiles(n_left, outer_rows), across = tiles(n_right, outer_columns);
+  const std::size_t grain = 1 + 200'000 / (records * outer_rows * outer_columns);
+  parallel_for(down * across, grain, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t t = begin; t < end; ++t) {
+      // Down the rows first: the panel of right factors stays in cache.
+      const std::size_t left = t % down, right = t / down;
+      const std::size_t r = left * outer_rows, c = right * outer_columns;
+      tile(p.left.data() + left * p.left_stride, p.right.data() + right * p.right_stride, records,
+           std::min(outer_rows, n_left - r), std::min(outer_columns, n_right - c),
+           total + r * n_right + c, n_right);
+    }
+  });
+}
+
+}  // namespace
+
+void lattice_sum_outer(std::span<const OuterProducts> layers, std::size_t m,
+                       const LatticeScale& scale, std::uint64_t* total) {
   std::vector<Panels> panels;
   panels.reserve(layers.size());
-  std::size_t entries = 1;
-  for (const OuterProducts& layer : layers) {
-    panels.emplace_back(layer, std::min(m, batch));
-    entries += layer.n_left + layer.n_right;
-  }
-
+  for (const OuterProducts& layer : layers) panels.emplace_back(layer, std::min(m, batch));
   for (std::size_t first = 0; first < m; first += batch) {
     const std::size_t records = std::min(batch, m - first);
-    parallel_for(records, 1 + 200'000 / entries, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t i = begin; i < end; ++i) {
-        double sum = 0;
-        for (const auto& [left, right, n_left, n_right] : layers) {
-          sum += (squares(left + (first + i) * n_left, n_left) + least_square) *
-                 (squares(right + (first + i) * n_right, n_right) + least_square);
-        }
-        const double ratio = scale.clipping_norm * (1.0 - clipping_margin) / std::sqrt(sum);
-        const double factor = scale.units_per_norm * choose(ratio >= 1.0, 1.0, ratio);
-        const bool finite = sum <= std::numeric_limits<double>::max();
-        for (std::size_t l = 0; l < layers.size(); ++l) {
-          const auto& [left, right, n_left, n_right] = layers[l];
-          Panels& p = panels[l];
-          scaled(left + (first + i) * n_left, n_left, factor, finite, outer_rows,
-                 p.left.data() + i * outer_rows, p.left_stride);
-          scaled(right + (first + i) * n_right, n_right, 1.0, finite, outer_columns,
-                 p.right.data() + i * outer_columns, p.right_stride);
-        }
-      }
-    });
-
+    scale_batch(layers, first, records, scale, panels);
     std::uint64_t* matrix = total;
     for (std::size_t l = 0; l < layers.size(); ++l) {
       const std::size_t n_left = layers[l].n_left, n_right = layers[l].n_right;
-      const Panels& p = panels[l];
-      const std::size_t row_tiles = tiles(n_left, outer_rows);
-      const std::size_t grain = 1 + 200'000 / (records * outer_rows * outer_columns);
-      parallel_for(row_tiles * tiles(n_right, outer_columns), grain,
-                   [&](std::size_t begin, std::size_t end) {
-                     for (std::size_t t = begin; t < end; ++t) {
-                       // Down the rows first: the panel of right factors stays in cache.
-                       const std::size_t across = t / row_tiles, down = t % row_tiles;
-                       const std::size_t r = down * outer_rows, c = across * outer_columns;
-                       tile(p.left.data() + down * p.left_stride,
-                            p.right.data() + across * p.right_stride, records,
-                            std::min(outer_rows, n_left - r), std::min(outer_columns, n_right - c),
-                            matrix + r * n_right + c, n_right);
-                     }
-                   });
+      add_panels(panels[l], records, n_left, n_right, matrix);
       matrix += n_left * n_right;
     }
   }

@@ -380,11 +380,14 @@ def _verdict(by_method: dict[str, list[Summary]], ratios: dict[str, list[float]]
         tied = sum(_is_tied(best, ours) for ours in above)
         kept = sum(ratio >= bar for ratio in reached)
         between = f", {min(reached):.1f} to {max(reached):.1f} times as long" if reached else ""
+        longest = max(rung.seconds for rung in by_method[method])
+        spent = [longest / ours.seconds for ours in above]
+        tried = f", in {min(spent):.1f} to {max(spent):.1f} times as long" if spent else ""
         yield (
             f"- {method}, wanted {bar:g} times as long as qexp or more: so at {kept} of "
             f"{len(reached)} accuracies that it reaches{between}; "
-            f"{len(above)} of qexp's accuracies it does not reach, {tied} of them within the "
-            "interval."
+            f"{len(above)} of qexp's accuracies it does not reach{tried}, {tied} of them within "
+            "the interval."
         )
 
 

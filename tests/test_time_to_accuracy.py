@@ -234,7 +234,8 @@ def test_the_page_tells_ratios_and_what_was_not_reached(tmp_path):
     assert "never: 85.0" in next(r for r in text.splitlines() if r.startswith("| 8 rounds |"))
     assert "never, tied: 89.0" in text
     assert "so at 1 of 1 accuracies that it reaches, 20.0 to 20.0 times as long; 1 of" in text
-    assert "accuracies it does not reach, 0 of them within the interval" in text
+    assert "does not reach, in 4.0 to 4.0 times as long, 0 of them within the interval" in text
+    assert "does not reach, in 40.0 to 200.0 times as long, 0 of them within the interval" in text
     assert "so at 0 of 0 accuracies that it reaches; 2 of" in text
     assert figure.read_bytes().startswith(b"\x89PNG")
 

@@ -31,9 +31,15 @@ _USPS = (
     "on all of them, such as those of an earlier plan, 94.1 at ε = 1 and 79 on the shifts."
 )
 
+_FEW = (
+    "The three shifts that were drawn for the plan do not tell schedules apart: on six fresh draws "
+    "the plan reaches 63.5 ± 0.4, AdaMix's 69.2 ± 0.3 and gradient descent's 68.9 ± 0.5."
+)
+
 REASONS: Final[Mapping[tuple[str, float], str]] = {
     ("icu_cardiac", 1.0): _CARDIAC,
     **{("icu_cardiac_mlp", epsilon): _CARDIAC_MLP for epsilon in (2.0, 4.0, 8.0)},
+    ("mnist_few_1000", 0.1): _FEW,
     **{("icu_time", epsilon): _TIME for epsilon in (0.1, 0.25, 0.5, 1.0)},
     **{("icu_time", epsilon): _TIME_ADAMIX for epsilon in (2.0, 4.0, 8.0)},
     **{("usps_to_mnist", epsilon): _USPS for epsilon in (1.0, 4.0)},

@@ -1,4 +1,5 @@
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -9,6 +10,10 @@ hypothesis.settings.load_profile("without deadline")
 
 # Child processes of the tests import the installed package, too, not the folder they start in.
 os.environ["PYTHONSAFEPATH"] = "1"
+
+# A shell without job control lets what it starts in the background ignore Ctrl-C, and so would
+# every process that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -31,10 +31,6 @@ namespace {
 // left ones pass by.
 constexpr std::size_t batch = 512;
 
-std::size_t tiles(std::size_t n, std::size_t tile) {
-  return (n + tile - 1) / tile;
-}
-
 // One layer's factors of a batch, scaled or nulled record by record, in panels. What a panel holds
 // beyond the factors stays zero.
 struct Panels {
@@ -44,8 +40,8 @@ struct Panels {
   Panels(const OuterProducts& layer, std::size_t records)
       : left_stride(records * outer_rows),
         right_stride(records * outer_columns),
-        left(tiles(layer.n_left, outer_rows) * left_stride),
-        right(tiles(layer.n_right, outer_columns) * right_stride) {}
+        left(divide_up(layer.n_left, outer_rows) * left_stride),
+        right(divide_up(layer.n_right, outer_columns) * right_stride) {}
 };
 
 // Clips the records from `first` on by the joint norm of their factors, and scales these into
@@ -96,7 +92,8 @@ void scale_batch(std::span<const OuterProducts> layers, std::size_t first, std::
 void add_panels(const Panels& p, std::size_t records, std::size_t n_left, std::size_t n_right,
                 std::uint64_t* total) {
   const auto tile = QEXP_DISPATCH(lattice_outer_tile);
-  const std::size_t down = tiles(n_left, outer_rows), across = tiles(n_right, outer_columns);
+  const std::size_t down = divide_up(n_left, outer_rows);
+  const std::size_t across = divide_up(n_right, outer_columns);
   const std::size_t grain = 1 + 200'000 / (records * outer_rows * outer_columns);
   parallel_for(down * across, grain, [&](std::size_t begin, std::size_t end) {
     for (std::size_t t = begin; t < end; ++t) {

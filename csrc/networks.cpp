@@ -18,10 +18,6 @@ constexpr std::size_t rows_per_block = 48;
 // Gradient elements that repay the start of one more thread.
 constexpr std::size_t work_per_thread = std::size_t{1} << 18;
 
-constexpr std::size_t divide_up(std::size_t a, std::size_t b) noexcept {
-  return (a + b - 1) / b;
-}
-
 // Comparisons are written so that a NaN comes through.
 template <class T>
 void activate(T* sums, std::size_t count, Activation activation) noexcept {

@@ -45,6 +45,11 @@ void run_parts(std::size_t parts, const Work& work) {
   }
 }
 
+// How many parts of at most b make a whole of a.
+constexpr std::size_t divide_up(std::size_t a, std::size_t b) noexcept {
+  return (a + b - 1) / b;
+}
+
 // How many threads are worth starting for `count` items, at least `grain` of them a thread.
 inline std::size_t worthwhile_threads(std::size_t count, std::size_t grain) {
   const std::size_t most = std::max<std::size_t>(1, count / std::max<std::size_t>(1, grain));

@@ -16,10 +16,6 @@ constexpr std::size_t block_tiles = 16;
 // Multiply-adds that repay the start of one more thread.
 constexpr std::size_t work_per_thread = std::size_t{1} << 22;
 
-constexpr std::size_t divide_up(std::size_t a, std::size_t b) noexcept {
-  return (a + b - 1) / b;
-}
-
 template <class T>
 RowGemmTile<T> active_tile();
 template <>

@@ -211,9 +211,9 @@ def plan(
         progress=progress,
     )
     halving.run(_hopeful(pool, simulation, public.effort))
-    if candidates is None and rounds is None:
-        _lengthen(halving, simulation.noise_to_signal)
     if candidates is None:
+        if rounds is None:
+            _lengthen(halving, simulation.noise_to_signal)
         halving.refine(lambda best: [(s, best[1]) for s in neighbours(best[0], rounds)])
     halving.settle()
     tried = halving.ranked()

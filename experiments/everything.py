@@ -11,6 +11,7 @@ from typing import Any, Final
 from experiments import (
     ablations,
     full_space,
+    mimic3_memory,
     mnist_usps_one_round,
     predicted_utility,
     private_curvature,
@@ -108,6 +109,7 @@ MEASUREMENTS: Final[Mapping[str, Measurement]] = {
         full_space.MEASUREMENT,
         private_curvature.MEASUREMENT,
         round_cost.MEASUREMENT,
+        mimic3_memory.MEASUREMENT,
         Measurement(
             name="usps_to_mnist_cnn",
             cells=[{"epsilon": epsilon, "seed": 0, "rounds": 32} for epsilon in (1.0, 2.0, 3.0)],

@@ -4,20 +4,21 @@
 
 writes tables in the published schema with random contents into the folder (unless they are there),
 reads them with `qexp.datasets.load_mimic3` in a process of its own and prints one JSON line. No
-row tells of any patient.
+row tells of any patient. `python -m experiments all` keeps such lines.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
+from typing import Final
 
-_LOADED = "--loaded"
+from experiments.measurement import Line, Measurement, markdown_table
+
 _CHART_ITEMS = (211, 220045, 51, 220050, 8368, 220051, 618, 220210, 223761, 678, 646, 220277)
 _OTHER_ITEMS = tuple(range(2000, 2036))  # three in four rows are of no interest, as in the release
 
@@ -89,20 +90,43 @@ def write_tables(folder: Path, rows: int, stays: int) -> None:
     )
 
 
-def read(folder: Path, memory_limit: str) -> dict[str, object]:
-    """Read the tables, and tell what it took this process."""
-    from qexp.datasets import load_mimic3
+def measured(folder: Path, rows: int, stays: int, memory_limit: str = "1GB") -> Line:
+    """Write tables and read them in a process of its own: one that writes has a peak of its own."""
+    write_tables(folder, rows, stays)
+    command = [sys.executable, "-m", "experiments.mimic3_reading", str(folder), memory_limit]
+    line = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return {"chartevents_mib": (folder / "CHARTEVENTS.csv.gz").stat().st_size // 2**20, **line}
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
-    stays = load_mimic3(folder.parent, folder=folder.name, memory_limit=memory_limit)
-    return {
-        "stays": len(stays.X),
-        "features": stays.X.shape[1],
-        "seconds": round(time.perf_counter() - started, 1),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "peak_mb_before": before // 1024,
-    }
+
+def _run(rows: int, stays: int) -> Line:
+    with tempfile.TemporaryDirectory() as folder:
+        return measured(Path(folder, "mimic3"), rows, stays)
+
+
+def _tables(lines: list[Line]) -> dict[str, str]:
+    rows = [
+        [
+            f"{line['rows']:,}",
+            f"{line['stays']:,}",
+            f"{line['chartevents_mib']:,} MiB",
+            f"{line['reading_seconds']:.1f}",
+            f"{line['reading_cpu_seconds']:.1f}",
+            f"{line['peak_mib']:,} MiB",
+        ]
+        for line in lines
+    ]
+    heads = ["rows of CHARTEVENTS", "stays", "compressed", "seconds", "of processor time"]
+    return {"reading MIMIC-III": markdown_table([*heads, "peak of memory"], rows)}
+
+
+MEASUREMENT: Final = Measurement(
+    name="mimic3_memory",
+    cells=[{"rows": 200_000, "stays": 500}, {"rows": 30_000_000, "stays": 40_000}],
+    run=_run,
+    page="mimic.md",
+    tables=_tables,
+    needs=("duckdb",),
+)
 
 
 def main() -> None:
@@ -111,18 +135,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=30_000_000)
     parser.add_argument("--stays", type=int, default=40_000)
     parser.add_argument("--memory-limit", default="1GB")
-    parser.add_argument(_LOADED, action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.loaded:
-        print(json.dumps(read(arguments.folder, arguments.memory_limit)))
-        return
-    write_tables(arguments.folder, arguments.rows, arguments.stays)
-    # A process that has written tables has had a peak of its own.
-    command = [sys.executable, "-m", "experiments.mimic3_memory", str(arguments.folder), _LOADED]
-    command += ["--memory-limit", arguments.memory_limit]
-    line = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    size = (arguments.folder / "CHARTEVENTS.csv.gz").stat().st_size
-    print(json.dumps({"rows": arguments.rows, "chartevents_mb": size // 2**20, **line}))
+    cell = {"rows": arguments.rows, "stays": arguments.stays}
+    found = measured(arguments.folder, **cell, memory_limit=arguments.memory_limit)
+    print(json.dumps({**cell, **found}))
 
 
 if __name__ == "__main__":

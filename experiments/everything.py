@@ -21,7 +21,7 @@ from experiments import (
 from experiments.attacks import many_run_audit, membership, one_run_audit
 from experiments.measurement import Line, Measurement, fill, markdown_table
 from experiments.measurement import write as write_tables
-from experiments.study import report
+from experiments.study import report, sampling
 from experiments.study.results import FOLDER, Store
 from experiments.study.summaries import Summary, mean_text, summarise
 from experiments.study.variants import lines_at
@@ -134,6 +134,7 @@ MEASUREMENTS: Final[Mapping[str, Measurement]] = {
 """Beside the study and what has pages of its own, by name."""
 
 PARTS: Final[Mapping[str, Callable[[], None]]] = {
+    "sampling": sampling.measure,
     "time_to_accuracy": time_to_accuracy.measure,
     "ablations": ablations.measure,
     **{name: partial(fill, measurement) for name, measurement in MEASUREMENTS.items()},

@@ -3,8 +3,9 @@
     python -m experiments.public_moves icu_cardiac --epsilon 1 --methods qexp dp_sgd
 
 Prints a JSON line a method: the mean score over all moves, and its standard error over draws of
-noise, splits and batches that planning has not seen. Where these figures agree, the public records
-do not tell which plan is better on the private ones.
+shifts, splits, noise and batches that planning has not seen, the same for all methods. Where these
+figures agree, the public records do not tell which plan is better on the private ones. From the
+second method on, also the difference from the first, draw by draw.
 """
 
 from __future__ import annotations
@@ -68,23 +69,30 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=6, help="of every move (default 6)")
     parser.add_argument("--seed", type=int, default=7, help="planning's is 0 (default 7)")
     given = parser.parse_args()
-    task = TASKS[given.task](0)
+    task, first = TASKS[given.task](0), None
     for method in given.methods:
         settings = settings_of(given.task, method, given.epsilon)
-        tried, moves = trial(task, method, given.epsilon, given.seed)
-        scores = [
-            np.mean([tried(settings, i, 5000 + 1000 * k + i)[0] for i in range(moves)])
-            for k in range(given.draws)
-        ]
+        scores = []
+        for seed in range(given.seed, given.seed + 1000 * given.draws, 1000):
+            tried, moves = trial(task, method, given.epsilon, seed)
+            scores.append(np.mean([tried(settings, i, 5000 + seed + i)[0] for i in range(moves)]))
         line = {
             "task": given.task,
             "method": method,
             "epsilon": given.epsilon,
-            "score": round(float(np.mean(scores)), 4),
-            "standard_error": round(float(np.std(scores, ddof=1) / len(scores) ** 0.5), 4),
+            **_mean(scores, "score", "standard_error"),
             "draws": given.draws,
         }
+        if first is None:
+            first = scores
+        else:
+            line |= _mean(np.subtract(scores, first), "difference", "its_standard_error")
         print(json.dumps(line), flush=True)
+
+
+def _mean(values: Any, *names: str) -> dict[str, float]:
+    error = np.std(values, ddof=1) / len(values) ** 0.5
+    return dict(zip(names, (round(float(x), 4) for x in (np.mean(values), error)), strict=True))
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def test_a_table_has_one_place(text):
 
 
 def test_every_part_measures_cells_that_are_told_apart():
-    assert set(PARTS) == {"time_to_accuracy", "ablations", *MEASUREMENTS}
+    assert set(PARTS) == {"sampling", "time_to_accuracy", "ablations", *MEASUREMENTS}
     for name, made in MEASUREMENTS.items():
         assert made.name == name
         cells = [json.dumps(cell) for cell in made.cells]

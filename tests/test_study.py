@@ -24,12 +24,14 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from experiments import __main__ as command_line
 from experiments import everything, public_moves
 from experiments.lines import Lines
-from experiments.study import cells, reasons, report, runner, summaries
+from experiments.study import cells, reasons, report, runner, sampling, summaries
 from experiments.study.cells import Cell, run_planned
 from experiments.study.methods import METHODS, NO_BUDGET
 from experiments.study.results import Store
+from experiments.study.verdicts import verdicts
 from experiments.tasks import TASKS, Task
 from qexp.finetune import Schedule
+from qexp.measures import area_under_roc
 from qexp.models import mlp
 from qexp.rivals import GradientDescentSettings
 
@@ -250,7 +252,7 @@ def test_the_report_tells_wins_ties_and_losses(tmp_path):
     written = report.write(store, tmp_path / "docs")
     page = written[0].read_text("utf-8")
     assert "1 won, 1 tied, 1 lost" in page
-    lost = "| lost | 1 | 70.0 ± 0.2 | dp_sgd, 80.0 ± 0.2 | -10.00 ± 0.00 | 3 | reason not found yet"
+    lost = "| lost | 1 | 70.0 ± 0.2 | dp_sgd, 80.0 ± 0.2 | -10.00 ± 0.00 | 3 |  | reason not found"
     assert lost in page
     assert "| won | 1 | 90.0 ± 0.2 | dp_gd, 80.0 ± 0.2 | +10.00 ± 0.00 | 3 |" in page
     assert "| tied | 1 | 90.0 ± 0.2 | dp_gd, 90.3 ± 1.5 | -0.27 ± 1.43 | 3 |" in page
@@ -304,7 +306,7 @@ def test_a_reason_stands_beside_a_loss(tmp_path, monkeypatch):
     store = Store(tmp_path / "results")
     store.add(seeds("a", "qexp", 1.0, 0.7) + seeds("a", "dp_gd", 1.0, 0.8))
     page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
-    assert "| 3 | measured: too few steps |" in page
+    assert "| 3 |  | measured: too few steps |" in page
     assert reasons.NOT_FOUND not in page
 
 
@@ -320,6 +322,82 @@ def test_public_records_alone_are_a_rival_and_a_missing_one_is_named(tmp_path):
     assert "far from all cells were run, 0 won, 0 tied, 1 lost." in page
     assert "public_only, 90.0 ± " in page
     assert re.search(r"\| b \| 1 \| 80.0 ± .* \| adamix, 70.0 ± .* \(without dp_gd\) \|", page)
+
+
+# --------------------------------------------------------------------- on other test records
+
+
+def of_two_classes(n, seed):
+    """Labels, and pairs of models' probabilities that err on much the same records."""
+    rng = np.random.default_rng(seed)
+    y = (rng.random(n) < 0.2).astype(np.uint8)
+    shared = y + rng.normal(size=n)
+
+    def probabilities(spread):
+        share = 1 / (1 + np.exp(-shared - spread * rng.normal(size=n)))
+        return np.stack([1 - share, share], axis=1)
+
+    return y, [(probabilities(0.3), probabilities(0.6)) for _ in range(3)]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "auroc"])
+def test_standard_errors_over_records_are_those_of_resampling_them(metric):
+    y, pairs = of_two_classes(400, 0)
+    rng = np.random.default_rng(1)
+
+    def value(rows, probabilities):
+        if metric == "auroc":
+            return area_under_roc(y[rows], probabilities[rows, 1])
+        return np.mean(probabilities[rows].argmax(axis=1) == y[rows])
+
+    def difference(rows):
+        return np.mean([value(rows, one) - value(rows, other) for one, other in pairs])
+
+    drawn = [difference(rng.integers(0, 400, 400)) for _ in range(2000)]
+    error = sampling.standard_error(metric, y, pairs)
+    assert error == pytest.approx(np.std(drawn), rel=0.1)
+    # Less than that of either alone, since they err on the same records.
+    alone = [(one, np.full_like(one, 0.5)) for one, _ in pairs]
+    assert error < 0.8 * sampling.standard_error(metric, y, alone)
+
+
+def test_equal_scores_are_half_in_order():
+    y, [(one, _), *_] = of_two_classes(200, 2)
+    rounded = one.round(1)
+    shares = sampling._placements(y, rounded)
+    for of_class in (0, 1):
+        assert shares[y == of_class].mean() == pytest.approx(area_under_roc(y, rounded[:, 1]))
+
+
+def test_what_is_won_or_lost_is_measured_once_a_plan(small, tmp_path, monkeypatch):
+    store = Store(tmp_path / "results")
+    store.add(seeds("small", "qexp", 1.0, 0.8) + seeds("small", "qexp", 2.0, 0.8))
+    plain = [{**found, "hyperparameters": GD} for found in seeds("small", "dp_gd", 1.0, 0.7)]
+    tied = [
+        {**found, "hyperparameters": GD}
+        for found in seeds("small", "dp_gd", 2.0, 0.801, jitter=0.01)
+    ]
+    store.add(plain + tied)
+    sampling.measure(store)
+    [found] = Lines(store.folder / "sampling.jsonl", dict).read()
+    assert (found["task"], found["epsilon"], found["rival"]) == ("small", 1.0, "dp_gd")
+    assert found["test_records"] == 200
+    assert 0 < found["standard_error"] < 0.05
+    page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
+    half = 100 * sampling.known_errors(store)["small", 1.0, "dp_gd"] * 1.96
+    assert f"| +10.00 ± 0.00 | 3 | +10.00 ± {half:.2f} |" in page
+    assert "1 won and 0 lost remain of the 1 cells" in page
+    monkeypatch.setattr(sampling, "_measured", lambda *_: pytest.fail("it was measured"))
+    sampling.measure(store)
+    # Of another plan nothing is known, and nothing is shown.
+    store.add([{**found, "hyperparameters": {**GD, "steps": 3}} for found in plain])
+    assert sampling.known_errors(store) == {}
+    [again] = [v for v in verdicts(summaries.summarise(store.all_lines())) if v.word == "Won"]
+    monkeypatch.setattr(sampling, "_measured", lambda task, some, _: [{"task": task, "n": some}])
+    monkeypatch.setattr(sampling.Lines, "add", lambda _, new: asked.append(new["n"]))
+    asked = []
+    sampling.measure(store)
+    assert [v.cell for v in asked[0]] == [again.cell]
 
 
 def test_two_processes_that_add_lines_lose_none(tmp_path):
@@ -350,6 +428,26 @@ def test_plans_are_judged_on_fresh_public_moves(small, tmp_path, monkeypatch):
         assert all(0 <= tried(settings, i, 5)[0] <= 1 for i in range(moves))
     with pytest.raises(ValueError, match="the study has no dp_sgd for small at epsilon = 1"):
         public_moves.settings_of("small", "dp_sgd", 1.0)
+
+
+def test_public_moves_are_paired_draw_by_draw(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(public_moves, "TASKS", {"small": small_task})
+    monkeypatch.setattr(public_moves, "settings_of", lambda task, method, epsilon: method)
+    seen = []
+
+    def trial(task, method, epsilon, seed):
+        seen.append((method, seed))
+        return lambda settings, i, at: (0.1 * (method == "dp_gd") + seed / 1e4 + at % 5, 0.0), 1
+
+    monkeypatch.setattr(public_moves, "trial", trial)
+    command = ["public_moves", "small", "--methods", "qexp", "dp_gd", "--draws", "3"]
+    monkeypatch.setattr(sys, "argv", command)
+    public_moves.main()
+    ours, theirs = (json.loads(text) for text in capsys.readouterr().out.splitlines())
+    assert seen == [(m, s) for m in ("qexp", "dp_gd") for s in (7, 1007, 2007)]
+    assert "difference" not in ours
+    assert (theirs["difference"], theirs["its_standard_error"]) == (0.1, 0.0)
+    assert theirs["standard_error"] == ours["standard_error"] > 0.05
 
 
 def test_reasons_are_of_tasks_that_there_are():

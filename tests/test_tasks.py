@@ -38,7 +38,7 @@ def check(task, name, sizes):
     d = task.model.layer_sizes[0]
     for X, y in (
         (task.X_public, task.y_public),
-        (task.X_held_out, task.y_held_out),
+        task.public_records(),
         (task.X_private, task.y_private),
         (task.X_test, task.y_test),
         *((move.X_public, move.y_public) for move in rehearsals),
@@ -48,7 +48,6 @@ def check(task, name, sizes):
         assert np.isfinite(X).all()
         assert y.max() < task.model.layer_sizes[-1]
     assert all(move.model.layer_sizes == task.model.layer_sizes for move in rehearsals)
-    assert task.public_records()[0].shape[1] == d
     assert (task.image_shape is None) == (task.surrogate != "images")
     if task.planning_group is not None:
         assert len(task.planning_group) == len(rehearsals[0].X_public)
@@ -89,7 +88,7 @@ def test_tables(tasks, name, sizes):
     task = tasks[name](0)
     check(task, name, sizes)
     if name == "icu_cardiac":  # elsewhere there are stays without a value, or people, alike
-        assert apart(task.X_public, task.X_held_out, task.X_private, task.X_test)
+        assert apart(task.X_public, task.X_private, task.X_test)
     gained = task.value(task.non_private()) - task.value(task.model)
     assert gained > (0.01 if name != "icu_time" else -0.01)
 
@@ -125,7 +124,7 @@ def test_mimic_from_tables_to_a_release(tasks):
 
     task = tasks["mimic_mortality"](0)
     check(task, "mimic_mortality", (14, 13))
-    assert apart(task.X_public, task.X_held_out, task.X_private, task.X_test)
+    assert apart(task.X_public, task.X_private, task.X_test)
     result = fine_tune(
         task.model,
         task.X_private,

@@ -309,7 +309,7 @@ def digits_scene() -> Scene:
         head=mlp((n_hidden, n_classes)).with_weights(model.weights[cut:]),
         X=hidden(task.X_private[:N_RECORDS]),
         y=y,
-        X_public=hidden(task.X_held_out[:4000]),
+        X_public=hidden(task.public_records()[0][:4000]),
         X_test=hidden(task.X_test),
         y_test=task.y_test.astype(np.int64),
     )

@@ -220,7 +220,7 @@ def attack(
         mu, train = None, overfitting(task.model, X, y)
     else:
         mu = calibrate_mu(epsilon, DELTA)
-        train = private_training(task.model, X, y, task.X_held_out[:4000], epsilon=epsilon)
+        train = private_training(task.model, X, y, task.public_records()[0][:4000], epsilon=epsilon)
     models = train_models(task.model, X, y, train, n_models=shadows + targets, seed=1000 * seed)
     shadow, target = models.part(slice(shadows)), models.part(slice(shadows, None))
     one = train(target.members[0], 0)

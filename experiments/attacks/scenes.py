@@ -67,7 +67,7 @@ def digits_scene(n_canaries: int, n_honest: int, seed: int) -> Scene:
     task = TASKS["mnist_to_usps"](0)
     return make_scene(
         task.model,
-        task.X_held_out[:4000],
+        task.public_records()[0][:4000],
         task.X_private[:n_honest],
         task.y_private[:n_honest],
         n_canaries=n_canaries,
@@ -83,7 +83,7 @@ def mislabelled_scene(n_canaries: int, n_honest: int, seed: int) -> Scene:
     wrong = (task.y_private[n_honest:last].astype(np.int64) + rng.integers(1, 10, n_canaries)) % 10
     return Scene(
         model=task.model,
-        X_public=task.X_held_out[:4000],
+        X_public=task.public_records()[0][:4000],
         X_honest=task.X_private[:n_honest],
         y_honest=task.y_private[:n_honest].astype(np.int64),
         X_canaries=task.X_private[n_honest:last],

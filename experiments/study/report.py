@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +14,6 @@ import numpy as np
 
 from experiments.study.figures import (
     BOUNDS,
-    OURS,
     RECORDS,
     in_order,
     plot_budgets,
@@ -21,6 +21,7 @@ from experiments.study.figures import (
 )
 from experiments.study.reasons import NOT_FOUND, PLANS, REASONS
 from experiments.study.results import Store
+from experiments.study.sampling import known_errors
 from experiments.study.summaries import (
     Difference,
     Summary,
@@ -31,6 +32,7 @@ from experiments.study.summaries import (
     student,
     summarise,
 )
+from experiments.study.verdicts import verdicts, without_budget
 from experiments.tasks import TASKS
 from qexp._files import atomic_write
 from qexp.rivals import METHODS
@@ -42,6 +44,8 @@ _PLAIN: Final = "dp_sgd"
 _DELTA: Final = 1e-5
 # From here on the study is to show that qexp is at least as good as any.
 _LEAST_JUDGED: Final = 0.5
+# Half of a normal's 95 % interval, in standard errors.
+_NORMAL: Final = 1.96
 _BOUNDS_TOLD: Final = ("with public records alone", "without privacy")
 # Largest part of DP-SGD's gap that qexp is to leave at ε = 1.
 _AIM: Final = 0.5
@@ -80,7 +84,7 @@ def write(store: Store | None = None, docs: Path = DOCS) -> list[Path]:
     gaps = _gaps(found)
     if gaps is not None:
         parts.append(gaps)
-    parts.append(_verdicts(found))
+    parts.append(_verdicts(found, known_errors(store)))
     schedules = _schedules(lines)
     if schedules is not None:
         parts.append(schedules)
@@ -205,38 +209,35 @@ def _other_measures(found: list[Summary]) -> str | None:
     )
 
 
-def _verdicts(found: list[Summary]) -> str:
+def _verdicts(found: list[Summary], errors: Mapping[tuple[str, float, str], float]) -> str:
     """Tell which cells qexp wins, ties and loses, by differences seed by seed."""
     rows: dict[str, list[str]] = {"Lost": [], "Tied": [], "Won": []}
     counts = {least: dict.fromkeys(rows, 0) for least in (True, False)}
-    public = _without_budget(found, "public_only")
-    known = {(s.task, s.method) for s in found if s.epsilon is not None and s.method not in OURS}
-    for (task, epsilon), methods in sorted(methods_by_cell(found).items()):
-        ours = methods.get("qexp")
-        rivals = [s for name, s in methods.items() if name not in (*OURS, *BOUNDS)]
-        if ours is None or not rivals:
-            continue
-        if task in public:  # It costs no privacy at all.
-            rivals.append(public[task])
-        best = max(rivals, key=lambda s: s.mean)
-        missing = ", ".join(sorted(m for t, m in known if t == task and m not in methods))
-        gap = paired(ours, best)
-        verdict = "Tied"
-        if gap is not None and gap.is_clear:
-            verdict = "Won" if gap.mean > 0 else "Lost"
+    sampled, kept = 0, dict.fromkeys(rows, 0)
+    for verdict in verdicts(found):
+        (task, epsilon), word = verdict.cell, verdict.word
+        ours, best, gap = verdict.ours, verdict.best, verdict.gap
         cells = [
             task,
             f"{epsilon:g}",
             mean_text(ours.mean, ours.half_width, ours.metric),
             f"{best.method}, {mean_text(best.mean, best.half_width, best.metric)}"
-            + (f" (without {missing})" if missing else ""),
+            + (f" (without {', '.join(verdict.missing)})" if verdict.missing else ""),
             "no common seed" if gap is None else difference_text(gap, ours.metric),
             str(0 if gap is None else gap.seeds),
         ]
-        if verdict == "Lost":
+        if word != "Tied":
+            error = errors.get((task, epsilon, best.method))
+            cells.append("")
+            if error is not None and gap is not None:
+                whole = replace(gap, half_width=math.hypot(gap.half_width, _NORMAL * error))
+                cells[-1] = difference_text(whole, ours.metric)
+                sampled += 1
+                kept[word] += whole.is_clear
+        if word == "Lost":
             cells.append(REASONS.get((task, epsilon), NOT_FOUND))
-        counts[epsilon >= _LEAST_JUDGED][verdict] += 1
-        rows[verdict].append("| " + " | ".join(cells) + " |")
+        counts[epsilon >= _LEAST_JUDGED][word] += 1
+        rows[word].append("| " + " | ".join(cells) + " |")
     parts = [
         "## Where qexp loses",
         "",
@@ -248,25 +249,24 @@ def _verdicts(found: list[Summary]) -> str:
         "favours it.",
         "",
         "These intervals are over pretrained models and noise. Private records, test records and "
-        "plans are the same for all seeds: on other test records of the same domain a difference "
+        "plans are the same for all seeds. On other test records of the same domain a difference "
         "would vary more, in intensive care (1,400 test stays with 106 deaths) by several times "
-        "as much. Nor is there a correction for so many cells: of those won and lost by little, "
-        "some are by chance.",
+        "as much: of what is won and lost, the tables have the interval over seeds and test "
+        f"records too, and by that {kept['Won']} won and {kept['Lost']} lost remain of the "
+        f"{sampled} cells that were measured so. Nor is there a correction for so many cells: of "
+        "those won and lost by little, some are by chance.",
         "",
         PLANS,
     ]
     for title, cells in rows.items():
         if cells:
             heads = [title, "ε", "qexp", "best rival", "difference, paired", "common seeds"]
+            if title != "Tied":
+                heads.append("over test records too")
             if title == "Lost":
                 heads.append("reason")
             parts += ["", f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|", *cells]
     return "\n".join(parts)
-
-
-def _without_budget(found: list[Summary], method: str) -> dict[str, Summary]:
-    """Give a method that takes no budget, by task."""
-    return {s.task: s for s in found if s.method == method and s.epsilon is None}
 
 
 def _count(counts: dict[str, int]) -> str:
@@ -275,7 +275,7 @@ def _count(counts: dict[str, int]) -> str:
 
 def _gaps(found: list[Summary]) -> str | None:
     """Set what privacy costs qexp beside what it costs DP-SGD, on the seeds of both."""
-    free, public = (_without_budget(found, name) for name in ("non_private", "public_only"))
+    free, public = (without_budget(found, name) for name in ("non_private", "public_only"))
     rows, judged, met, clear = [], 0, 0, 0
     for (task, epsilon), methods in sorted(methods_by_cell(found).items()):
         above, ours, plain = free.get(task), methods.get("qexp"), methods.get(_PLAIN)

@@ -25,8 +25,9 @@ class Task:
         Pretrained on the public records.
     X_public, y_public
         What the model was pretrained on.
-    X_held_out, y_held_out
-        Public records that pretraining has not seen, for curvature and planning.
+    X_held_out, y_held_out : array, optional
+        Public records that pretraining has not seen, for curvature and planning. None where it has
+        seen all of them, and settings are planned on rehearsals.
     X_private, y_private
         What the model is to be fine-tuned on.
     X_test, y_test
@@ -38,14 +39,11 @@ class Task:
     image_shape : (int, int) or None
         Height and width of images.
     rehearsals : sequence of Rehearsal
-        What settings are planned on, where the held-out records are too few to stand for the
-        private ones: such as a model that was pretrained on a part of the public records, and the
-        others. Default: the model and the held-out records, shifted as their kind is.
+        What settings are planned on, where held-out records are too few to stand for the private
+        ones: such as a model that was pretrained on a part of the public records, and the others.
+        Default: the model and the held-out records, shifted as their kind is.
     planning_group : array, optional
         A public column of the records that schedules are planned with, such as the care unit.
-    public_data : (array, array), optional
-        Public records and labels for the curvature, and for rivals that take public records.
-        Default: those held out.
     fit_arguments : mapping
         Of ``model.fit``, to fine-tune without privacy.
     """
@@ -54,28 +52,28 @@ class Task:
     model: MultilayerPerceptron
     X_public: NDArray[np.float32]
     y_public: NDArray[np.uint8]
-    X_held_out: NDArray[np.float32]
-    y_held_out: NDArray[np.uint8]
     X_private: NDArray[np.float32]
     y_private: NDArray[np.uint8]
     X_test: NDArray[np.float32]
     y_test: NDArray[np.uint8]
+    X_held_out: NDArray[np.float32] | None = None
+    y_held_out: NDArray[np.uint8] | None = None
     metric: Literal["accuracy", "auroc"] = "accuracy"
     surrogate: Literal["images", "tabular"] = "images"
     image_shape: tuple[int, int] | None = None
     rehearsals: Sequence[Rehearsal] = ()
     planning_group: NDArray[Any] | None = None
-    public_data: tuple[NDArray[np.float32], NDArray[np.uint8]] | None = None
     fit_arguments: Mapping[str, Any] | None = None
 
     def public_records(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Give the public records that a method may use, and their labels."""
-        return self.public_data or (self.X_held_out, self.y_held_out)
+        if self.X_held_out is None or self.y_held_out is None:
+            return self.X_public, self.y_public
+        return self.X_held_out, self.y_held_out
 
     def planned_on(self) -> Sequence[Rehearsal]:
         """Give what settings are planned on, at least one."""
-        held_out = Rehearsal(self.model, self.X_held_out, self.y_held_out, self.surrogate)
-        return self.rehearsals or [held_out]
+        return self.rehearsals or [Rehearsal(self.model, *self.public_records(), self.surrogate)]
 
     def non_private(self) -> MultilayerPerceptron:
         """Fine-tune without privacy."""

@@ -19,7 +19,6 @@ from qexp.planning import Rehearsal
 from qexp.surrogates import record_surrogates
 
 _CORONARY, _CARDIAC_SURGERY, _MEDICAL, _SURGICAL = 1, 2, 3, 4
-_HELD_OUT: Final = 1000
 _HIDDEN: Final = 32
 _FIT: Final[Mapping[str, Any]] = {"epochs": 20, "learning_rate": 1e-3, "weight_decay": 1.0}
 # Chosen on held-out public stays, where 20 epochs are worse by 0.005 to 0.009. A method that trains
@@ -44,7 +43,6 @@ def icu_cardiac(seed: int = 0, *, hidden: int | None = None) -> Task:
         public,
         np.flatnonzero(heart & (number == 0)),
         np.flatnonzero(heart & (number == 1)),
-        n_held_out=_HELD_OUT,
         units=(np.flatnonzero(unit == _MEDICAL), np.flatnonzero(unit == _SURGICAL)),
         hidden=hidden,
         seed=seed,
@@ -72,7 +70,6 @@ def icu_time(seed: int = 0) -> Task:
         np.flatnonzero(number == 0),
         second[private],
         second[test],
-        n_held_out=_HELD_OUT,
         hidden=None,
         seed=seed,
     )
@@ -98,7 +95,6 @@ def mimic_mortality(seed: int = 0, *, folder: str = "mimic3_demo") -> Task:
         public,
         surgical[private],
         surgical[test],
-        n_held_out=len(public) // 5,
         hidden=None,
         seed=seed,
     )
@@ -128,7 +124,6 @@ def _task(
     private: NDArray[np.intp],
     test: NDArray[np.intp],
     *,
-    n_held_out: int,
     units: tuple[NDArray[np.intp], NDArray[np.intp]] | None = None,
     hidden: int | None,
     seed: int,
@@ -136,8 +131,8 @@ def _task(
     """Make a task of which schedules are planned by moving from some public stays to others.
 
     Between `units` both ways, as they differ; else once from a half drawn at random to the rest.
+    So the model that is fine-tuned can be pretrained on all of them.
     """
-    kept, out = (public[part] for part in split(len(public), n_held_out, seed))
     if units is None:
         half, others = split(len(public), len(public) // 2, seed)
         moves = [(public[half], public[others])]
@@ -150,11 +145,9 @@ def _task(
     X = X[:, np.ptp(X[public], axis=0) > 0]
     return Task(
         name=name,
-        model=_pretrained(X[kept], died[kept], hidden, seed),
-        X_public=X[kept],
-        y_public=died[kept],
-        X_held_out=X[out],
-        y_held_out=died[out],
+        model=_pretrained(X[public], died[public], hidden, seed),
+        X_public=X[public],
+        y_public=died[public],
         X_private=X[private],
         y_private=died[private],
         X_test=X[test],
@@ -170,7 +163,6 @@ def _task(
             )
             for seen, unseen in moves
         ],
-        public_data=(X[public], died[public]),
         fit_arguments=_FIT,
     )
 

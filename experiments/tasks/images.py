@@ -135,7 +135,7 @@ def augmented(base: Callable[[int], Task], seed: int = 0) -> Task:
         )
     ]
     X, y = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    model, held_out = task.model.fit(X, y, epochs=6, seed=seed), (task.X_held_out, task.y_held_out)
+    model, held_out = task.model.fit(X, y, epochs=6, seed=seed), task.public_records()
     return replace(
         task,
         name=f"{task.name}_augmented",

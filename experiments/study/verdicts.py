@@ -1,0 +1,66 @@
+"""Which cells qexp wins, ties and loses, by differences seed by seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from experiments.study.figures import BOUNDS, OURS
+from experiments.study.summaries import Difference, Summary, methods_by_cell, paired
+
+__all__ = ["Verdict", "verdicts", "without_budget"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """qexp in a cell, and the rival of the best mean there.
+
+    Attributes
+    ----------
+    ours, best : Summary
+    missing : tuple of str
+        Rivals that the task has at other budgets, and not here.
+    gap : Difference or None
+        None where they share no seed.
+    """
+
+    ours: Summary
+    best: Summary
+    missing: tuple[str, ...]
+    gap: Difference | None
+
+    @property
+    def cell(self) -> tuple[str, float]:
+        """Task and ε."""
+        assert self.ours.epsilon is not None
+        return self.ours.task, self.ours.epsilon
+
+    @property
+    def word(self) -> Literal["Won", "Tied", "Lost"]:
+        """Tell it in a word: tied is where the interval of the difference holds 0."""
+        if self.gap is None or not self.gap.is_clear:
+            return "Tied"
+        return "Won" if self.gap.mean > 0 else "Lost"
+
+
+def verdicts(found: list[Summary]) -> list[Verdict]:
+    """Judge every cell that has qexp and a rival; public records alone are one, at any ε."""
+    public = without_budget(found, "public_only")
+    known = {(s.task, s.method) for s in found if s.epsilon is not None and s.method not in OURS}
+    made = []
+    for (task, _), methods in sorted(methods_by_cell(found).items()):
+        ours = methods.get("qexp")
+        rivals = [s for name, s in methods.items() if name not in (*OURS, *BOUNDS)]
+        if ours is None or not rivals:
+            continue
+        if task in public:  # It costs no privacy at all.
+            rivals.append(public[task])
+        best = max(rivals, key=lambda s: s.mean)
+        missing = tuple(sorted(m for t, m in known if t == task and m not in methods))
+        made.append(Verdict(ours, best, missing, paired(ours, best)))
+    return made
+
+
+def without_budget(found: list[Summary], method: str) -> dict[str, Summary]:
+    """Give a method that takes no budget, by task."""
+    return {s.task: s for s in found if s.method == method and s.epsilon is None}

@@ -27,12 +27,9 @@ _TIME_ADAMIX = (
     "large); to mix public gradients into qexp's steps gained less than 0.001 there."
 )
 _USPS = (
-    "The public digits show the opposite: on four further draws of their shifts the plans "
-    "reach 91.8 at ε = 1 and 92.4 at ε = 4, gradient descent's 91.7 and 92.0 (± 0.05 to 0.3). "
-    "But 3,500 shifted digits stand for 60,000: on so few, long steps overfit that are better "
-    "on all of them, such as those of an earlier plan, 94.1 at ε = 1 and 79 on the shifts."
+    "The public digits show the opposite: on four fresh draws of their shifts the plan reaches "
+    "92.0 and AdaMix's 91.3 (difference 0.7, standard error 0.3; gradient descent's 92.1)."
 )
-
 _FEW = (
     "The three shifts that were drawn for the plan do not tell schedules apart: on six fresh draws "
     "the plan reaches 63.5 ± 0.4, AdaMix's 69.2 ± 0.3 and gradient descent's 68.9 ± 0.5."
@@ -44,7 +41,7 @@ REASONS: Final[Mapping[tuple[str, float], str]] = {
     ("mnist_few_1000", 0.1): _FEW,
     ("icu_time", 0.1): _TIME,
     **{("icu_time", epsilon): _TIME_ADAMIX for epsilon in (2.0, 4.0, 8.0)},
-    **{("usps_to_mnist", epsilon): _USPS for epsilon in (1.0, 4.0)},
+    ("usps_to_mnist", 1.0): _USPS,
 }
 """A task and its ε, and what was found to be the reason; say what was measured."""
 
@@ -82,9 +79,9 @@ model of another, such as medical ones.
   now they are pretrained on all, and all methods were run anew, with their plans of before. qexp's
   means rose by 0.002 to 0.005, most others by as much. With ε ≥ 0.5, qexp's losses at `icu_time`
   went from five to three and by the perceptron from three to two; at `icu_cardiac` a second came.
-- `usps_to_mnist` has plans made on one shifted view of each public digit. Plans now take several,
-  where there are few for the private ones, because long steps had lost there; on 600 simulated
-  records for 6,600 three plans of three got better, by 0.0006, 0.0013 and 0.0143.
+- Plans take several shifted views of each public digit where there are few for the private ones,
+  as in `usps_to_mnist`, because long steps had lost there; on 600 simulated records for 6,600 three
+  plans of three got better, by 0.0006, 0.0013 and 0.0143.
 - Where closed forms leave fewer than 64 of qexp's schedules, which in this study is where 1,000
   records or fewer meet ε = 0.5 or less, and `adult_work` ε = 0.1, schedules that move are tried as
   well as such as hardly do. That came when `mnist_few_500` had been lost at ε = 0.25. On four fresh
@@ -92,7 +89,8 @@ model of another, such as medical ones.
 - Where the longest schedules of qexp's grid, of 64 rounds, are the best and a round's noise is less
   than its signal, longer ones are tried: in this study, of `usps_to_mnist` alone. That came when it
   had been lost at ε = 4, where gradient descent was planned to take 501 steps: on its public shifts
-  the plan of 64 rounds has 92.3, 180 rounds 92.9. Where noise is more than signal, three plans of
-  128 rounds that had been the best of one trial ended within 0.1 points of those of 64. The plans
-  of `usps_to_mnist` here are of before."""
+  the plan of 64 rounds has 92.3, 180 rounds 92.9. All methods were planned and run anew there, and
+  it is won (SPARTA, at 95.2 by its plan of before, is to follow). Where noise is more than signal,
+  three plans of 128 rounds that had been the best of one trial ended within 0.1 points of those of
+  64."""
 """What was known when the settings of the study were chosen."""

@@ -105,10 +105,10 @@ clear or not. Of qexp's grid of 780 schedules closed forms leave 64 to 770 to tr
 stage, each rival tries all of its 90 to 294. Noise comes from reproducible test generators. Poisson
 samples (DP-SGD, SPARTA) are accounted for by privacy loss distributions, all other methods exactly.
 Seconds are a run's, without planning. Tasks and budgets that are not here were not run yet. Grids
-grew in the course, where plans had asked for what lay beyond them: AdaMix of `mnist_rotated` and
-`usps_to_mnist`, SPARTA of these, of `mnist_to_usps` and of the augmented task, and DP-SGD and
-gradient descent of all but intensive care are of narrower ones. By the wider ones DP-SGD and
-gradient descent changed by up to +.002 in intensive care, SPARTA by -.009 to +.012. Written
+grew in the course, where plans had asked for what lay beyond them: AdaMix of `mnist_rotated`,
+SPARTA of this, of `mnist_to_usps` and of the augmented task, and DP-SGD and gradient descent of all
+but intensive care and `usps_to_mnist` are of narrower ones. By the wider ones DP-SGD and gradient
+descent changed by up to +.002 in intensive care, SPARTA by -.009 to +.012. Written
 by `python -m experiments report` from `experiments/results`, which `python -m experiments all`
 fills."""
 

@@ -90,11 +90,10 @@ def seeded(task: str, seeds: int) -> list[Task]:
 
 def judged(task: str, epsilon: float, seeds: int) -> Line:
     """Run the study's plan, and the best of the grid."""
-    for line in Store().lines(task, "qexp"):
-        if (line["epsilon"], line["delta"]) == (epsilon, DELTA):
-            schedule = Schedule(**line["hyperparameters"])
-            return measured(schedule, task, epsilon, seeds, grid=True)
-    raise ValueError(f"the study has no qexp for {task} at epsilon = {epsilon:g}; run it first")
+    settings = Store().settings(task, "qexp", epsilon, DELTA)
+    if settings is None:
+        raise ValueError(f"the study has no qexp for {task} at epsilon = {epsilon:g}; run it first")
+    return measured(Schedule(**settings), task, epsilon, seeds, grid=True)
 
 
 def measured(

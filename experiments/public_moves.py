@@ -54,11 +54,13 @@ def trial(task: Task, method: str, epsilon: float, seed: int) -> tuple[Try[Any],
 
 def settings_of(task: str, method: str, epsilon: float) -> Any:
     """Give the settings that the study planned."""
-    for line in Store().lines(task, method):
-        if (line["epsilon"], line["delta"]) == (epsilon, DELTA):
-            kind: Any = Schedule if method == "qexp" else METHODS[method].settings_type
-            return settings_from_json(kind, line["hyperparameters"])
-    raise ValueError(f"the study has no {method} for {task} at epsilon = {epsilon:g}; run it first")
+    planned = Store().settings(task, method, epsilon, DELTA)
+    if planned is None:
+        raise ValueError(
+            f"the study has no {method} for {task} at epsilon = {epsilon:g}; run it first"
+        )
+    kind: Any = Schedule if method == "qexp" else METHODS[method].settings_type
+    return settings_from_json(kind, planned)
 
 
 def main() -> None:

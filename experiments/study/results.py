@@ -23,6 +23,16 @@ class Store:
         """Read what is known of a task and method."""
         return self._file(task, method).read()
 
+    def settings(
+        self, task: str, method: str, epsilon: float | None, delta: float
+    ) -> dict[str, Any] | None:
+        """Give the plan of a cell, which is that of all its seeds; None where it was not run."""
+        for line in self.lines(task, method):
+            if (line["epsilon"], line["delta"]) == (epsilon, delta):
+                planned: dict[str, Any] = line["hyperparameters"]
+                return planned
+        return None
+
     def all_lines(self) -> list[dict[str, Any]]:
         """Read everything."""
         return [

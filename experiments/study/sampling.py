@@ -138,11 +138,7 @@ def _measured(task: str, some: Sequence[Verdict], store: Store) -> list[dict[str
 def _settings(store: Store, task: str, method: str, epsilon: float | None) -> dict[str, Any] | None:
     """Give the plan of a cell; one for all budgets where the method takes none."""
     stated = epsilon if METHODS[method].takes_budget else None
-    for line in store.lines(task, method):
-        if (line["epsilon"], line["delta"]) == (stated, _DELTA):
-            planned: dict[str, Any] = line["hyperparameters"]
-            return planned
-    return None
+    return store.settings(task, method, stated, _DELTA)
 
 
 def _key(verdict: Verdict) -> tuple[str, float, str]:

@@ -283,7 +283,7 @@ def searched(score, noise_to_signal=0.5):
 def test_rounds_are_doubled_while_the_longest_schedules_are_best():
     longest, tried = searched(lambda s: s.rounds - s.step_size)
     assert longest.rounds == 4 * MOST_ROUNDS
-    assert 0 < tried <= 16
+    assert 0 < tried <= 24
 
     # Steps may become half as long.
     best, _ = searched(
@@ -294,9 +294,26 @@ def test_rounds_are_doubled_while_the_longest_schedules_are_best():
     assert (best.rounds, best.step_size) == (2 * MOST_ROUNDS, 1.001 / 2)
 
 
+def test_rounds_are_doubled_where_few_records_favoured_half_of_the_most():
+    on_few = EFFORTS["quick"].stages[0][2]
+
+    def prepared(surrogates, records):
+        most = MOST_ROUNDS / 2 if records == on_few else math.inf
+        return lambda c, i, seed: (c[0].rounds if c[0].rounds <= most else -c[0].rounds, 0.0)
+
+    search = Halving(prepared, EFFORTS["quick"], n_surrogates=3, n_records=10_000, seed=0)
+    search.run([(schedule, None) for schedule in candidate_schedules()])
+    assert search.ranked()[0][0].rounds == MOST_ROUNDS / 2
+    _lengthen(search, lambda candidate: 0.5)
+    assert search.ranked()[0][0].rounds == 4 * MOST_ROUNDS
+
+
 def test_rounds_stay_where_shorter_schedules_are_best():
+    best, tried = searched(lambda s: -abs(s.rounds - MOST_ROUNDS / 4))
+    assert (best.rounds, tried) == (MOST_ROUNDS / 4, 0)
     best, tried = searched(lambda s: -abs(s.rounds - MOST_ROUNDS / 2))
-    assert (best.rounds, tried) == (MOST_ROUNDS / 2, 0)
+    assert best.rounds == MOST_ROUNDS / 2
+    assert 0 < tried <= 8
 
 
 def test_rounds_stay_where_noise_is_more_than_signal():

@@ -30,7 +30,7 @@ from qexp.surrogates import SURROGATE_KEEPS
 __all__ = ["plan"]
 
 _LENGTHENED: Final = 4
-_MOST_DOUBLINGS: Final = 2
+_MOST_ROUNDS_OF_ALL: Final = 4 * MOST_ROUNDS
 
 
 def plan(
@@ -101,7 +101,7 @@ def plan(
         Values of k to choose from, for "dense".
     candidates : iterable of Schedule, optional
         Default: :func:`candidate_schedules`, whose best are refined at the end, and lengthened
-        before if they are the longest and little noise is in them; candidates of your own are not.
+        before if they are long and little noise is in them; candidates of your own are not.
     rounds : int, optional
         Plan for exactly so many rounds.
     score : {"accuracy", "auroc", "loss"} or callable
@@ -259,15 +259,24 @@ def _lengthen(halving: Halving[Candidate], noise_to_signal: Callable[[Candidate]
     """Double the rounds of the best schedules while the very best is among the longest.
 
     Where there are many private records, noise leaves room for more rounds than a grid for all
-    jobs can afford to try. A round of more noise than signal is not worth making more of.
+    jobs can afford to try, and for more than are best on the few records of the first stages: so
+    half of the grid's most is long already. A round of more noise than signal is not worth making
+    more of.
     """
-    longest = MOST_ROUNDS
-    for _ in range(_MOST_DOUBLINGS):
+    long = MOST_ROUNDS // 2
+    while long < _MOST_ROUNDS_OF_ALL:
         best = halving.ranked()[:_LENGTHENED]
-        if best[0][0].rounds < longest or noise_to_signal(best[0]) > 1:
+        if best[0][0].rounds < long or noise_to_signal(best[0]) > 1:
             return
-        halving.add([(s, k) for at, k in best if at.rounds == longest for s in lengthened(at)])
-        longest *= 2
+        halving.add(
+            [
+                (s, k)
+                for at, k in best
+                if long <= at.rounds < _MOST_ROUNDS_OF_ALL
+                for s in lengthened(at)
+            ]
+        )
+        long *= 2
 
 
 def _row(candidate: Candidate, outcome: Outcome | None, simulation: Simulation) -> dict[str, Any]:

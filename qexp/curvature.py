@@ -19,8 +19,7 @@ from qexp._factor import (
     new_gram,
     whitener,
 )
-from qexp.kronecker_srht import KroneckerSRHT
-from qexp.projections import Projection
+from qexp.projections import FactorProjection, Projection
 
 if TYPE_CHECKING:
     from qexp.models.sources import CurvatureSource
@@ -268,7 +267,7 @@ class DenseCurvature:
             return cls._from_lower_triangle(_softmax_curvature(source), damping)
         if projection is None:
             blocks = source.blocks()
-        elif isinstance(projection, KroneckerSRHT) and source.rows_per_record == 1:
+        elif isinstance(projection, FactorProjection) and source.rows_per_record == 1:
             blocks = _sketches(projection, source)
         else:
             blocks = (projection.forward(rows) for rows in source.blocks())
@@ -322,7 +321,7 @@ class DenseCurvature:
         }
 
 
-def _sketches(projection: KroneckerSRHT, source: Any) -> Iterator[NDArray[Any]]:
+def _sketches(projection: FactorProjection, source: Any) -> Iterator[NDArray[Any]]:
     """Project blocks of factors into one buffer: a block lasts until the next one is asked for."""
     buffer: NDArray[Any] | None = None
     for factors in source.factor_blocks():

@@ -28,9 +28,8 @@ from qexp import _checks, _core
 from qexp._communicator import Communicator, MpiCommunicator, RankError, SingleProcess
 from qexp._factor import new_gram
 from qexp.curvature import Curvature, DenseCurvature
-from qexp.kronecker_srht import KroneckerSRHT
 from qexp.layered import KroneckerCurvature, KroneckerLayer, new_layers
-from qexp.projections import Projection
+from qexp.projections import FactorProjection, Projection
 from qexp.records import LazyRows
 
 __all__ = [
@@ -175,7 +174,7 @@ class _ShardedCurvature:
         projection = self._projection
 
         def rows() -> Iterator[list[NDArray[Any]]]:
-            if isinstance(projection, KroneckerSRHT) and source.rows_per_record == 1:
+            if isinstance(projection, FactorProjection) and source.rows_per_record == 1:
                 for factors in source.factor_blocks():
                     yield [projection.forward_factors(factors)]
             else:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from qexp import _checks, _core
 from qexp.projections import (
+    FactorProjection,
     Real,
     _digest,
     _frozen,
-    _Projection,
     _random_signs,
     _sample_without_replacement,
 )
@@ -22,7 +22,7 @@ from qexp.projections import (
 __all__ = ["KroneckerSRHT"]
 
 
-class KroneckerSRHT(_Projection):
+class KroneckerSRHT(FactorProjection):
     """SRHT of every layer's matrix with Kronecker signs, the layers' sketches side by side.
 
     A layer's gradient is an outer product δ ⊗ a, and H_(2^i 2^j) = H_(2^i) ⊗ H_(2^j): with signs
@@ -63,62 +63,24 @@ class KroneckerSRHT(_Projection):
         seed: SupportsIndex,
         split: Sequence[int] | None = None,
     ) -> None:
-        shapes = [
-            (_checks.count(out, "out of a layer"), _checks.count(inp, "in + 1 of a layer"))
-            for out, inp in layer_shapes
-        ]
-        super().__init__(sum(out * inp for out, inp in shapes), k)
+        super().__init__(layer_shapes, k)
         self.seed = operator.index(seed)
         if not 0 <= self.seed < 2**128:
             raise ValueError(f"seed is {self.seed}; it needs to be from 0 to 2**128 - 1")
-        self.layer_shapes = tuple(shapes)
-        self.split = _checked_split(shapes, self.n_components, split)
+        self.split = _checked_split(self.layer_shapes, self.n_components, split)
         bits = np.random.Philox(key=self.seed)
         self._layers = [
-            _Layer(shape, size, bits) for shape, size in zip(shapes, self.split, strict=True)
+            _Layer(shape, size, bits)
+            for shape, size in zip(self.layer_shapes, self.split, strict=True)
         ]
 
-    def forward_factors(
-        self,
-        factors: Sequence[tuple[NDArray[Real], NDArray[Real]]],
-        *,
-        out: NDArray[Real] | None = None,
-    ) -> NDArray[Real]:
-        """Project gradients that are given as factors, one pair (inputs, deltas) a layer.
-
-        Parameters
-        ----------
-        factors : sequence of pairs of float32 or float64
-            inputs (m, in + 1) and deltas (m, out), or (m, T, in + 1) and (m, T, out) for a layer
-            whose gradient is a sum of outer products over T positions.
-        out : ndarray, shape (at least m, k), optional
-            Where to put the result, in the first m rows. Blocks that come one after another and
-            share it spare the pages of a new array each. Default: a new array.
-
-        Returns
-        -------
-        ndarray, shape (m, k)
-
-        Raises
-        ------
-        ValueError
-            If the shapes do not match the layers, or `out` does not match them.
-        """
-        if len(factors) != len(self._layers):
-            raise ValueError(f"factors are for {len(factors)} layers, not {len(self._layers)}")
-        m, dtype = len(factors[0][0]), factors[0][0].dtype
-        if out is None:
-            out = np.empty((m, self.n_components), dtype)
-        elif out.ndim != 2 or len(out) < m or out.shape[1] != self.n_components:
-            raise ValueError(
-                f"out has shape {out.shape}; it needs at least {m} rows of {self.n_components}"
-            )
-        sketch = out[:m]
+    def _forward_factors(
+        self, factors: Sequence[tuple[NDArray[Real], NDArray[Real]]], sketch: NDArray[Real]
+    ) -> None:
         place = 0
         for layer, (inputs, deltas) in zip(self._layers, factors, strict=True):
             layer.sketch(inputs, deltas, sketch[:, place : place + len(layer.kept)])
             place += len(layer.kept)
-        return sketch
 
     def describe(self) -> dict[str, Any]:
         """Kind, sizes, seed and the digest of signs and kept entries, ready for JSON."""
@@ -166,19 +128,7 @@ class _Layer:
         return self.left_signs, self.right_signs, self.kept
 
     def sketch(self, inputs: NDArray[Real], deltas: NDArray[Real], sketch: NDArray[Real]) -> None:
-        out, inp = self.shape
-        m = len(sketch)
-        if (
-            len(inputs) != m
-            or inputs.shape[-1] != inp
-            or deltas.shape != (*inputs.shape[:-1], out)
-            or not inputs.dtype == deltas.dtype == sketch.dtype
-        ):
-            raise ValueError(
-                f"factors have shapes {inputs.shape} and {deltas.shape} and types {inputs.dtype} "
-                f"and {deltas.dtype}; a layer of shape {self.shape} needs ({m}, {inp}) and "
-                f"({m}, {out}), or positions between, and {sketch.dtype}"
-            )
+        m, (out, inp) = len(sketch), self.shape
         positions = 1 if inputs.ndim == 2 else inputs.shape[1]
         _core.kron_sketch(
             np.ascontiguousarray(deltas).reshape(m, positions, out),

@@ -27,11 +27,10 @@ from qexp._privacy_checks import UnitOfPrivacy
 from qexp._progress import progress_bar
 from qexp.bits import BitGenerator, secure_generator
 from qexp.curvature import Curvature
-from qexp.kronecker_srht import KroneckerSRHT
 from qexp.ledger import PrivacyLedger
 from qexp.privacy import calibrate_mu, noise_multiplier
 from qexp.private_sum import Lattice, NoisySum, WhitenedBlock, lattice_for, private_sum
-from qexp.projections import Identity, Projection
+from qexp.projections import FactorProjection, Identity, Projection
 from qexp.records import RecordSource, as_record_source
 from qexp.release import PrivateRelease
 
@@ -350,7 +349,7 @@ def _on_factors(
     if isinstance(projection, Identity):
         whiten: Callable[[Any], WhitenedBlock] | None = getattr(curvature, "whiten_factors", None)
         return whiten
-    if isinstance(projection, KroneckerSRHT):
+    if isinstance(projection, FactorProjection):
         return lambda factors: curvature.whiten(projection.forward_factors(factors))
     return None
 

@@ -10,15 +10,15 @@ import hashlib
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, SupportsIndex, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qexp import _core
+from qexp import _checks, _core
 
-__all__ = ["SRHT", "Basis", "CoordinateMask", "Identity", "Projection"]
+__all__ = ["SRHT", "Basis", "CoordinateMask", "FactorProjection", "Identity", "Projection"]
 
 Real = TypeVar("Real", np.float32, np.float64)
 
@@ -154,6 +154,88 @@ class _Projection(ABC):
     @abstractmethod
     def _adjoint(self, u: NDArray[Real], out: NDArray[Real]) -> None:
         """Write P u for every row u."""
+
+
+class FactorProjection(_Projection):
+    """A projection of layered gradients that takes them as factors and never forms them.
+
+    Parameters
+    ----------
+    layer_shapes : sequence of (out, in + 1)
+        As ``model.layer_shapes``.
+    n_components : int
+        k.
+    """
+
+    def __init__(
+        self, layer_shapes: Sequence[tuple[int, int]], n_components: SupportsIndex
+    ) -> None:
+        self.layer_shapes = tuple(
+            (_checks.count(out, "out of a layer"), _checks.count(inp, "in + 1 of a layer"))
+            for out, inp in layer_shapes
+        )
+        super().__init__(sum(out * inp for out, inp in self.layer_shapes), n_components)
+
+    def forward_factors(
+        self,
+        factors: Sequence[tuple[NDArray[Real], NDArray[Real]]],
+        *,
+        out: NDArray[Real] | None = None,
+    ) -> NDArray[Real]:
+        """Project gradients that are given as factors, one pair (inputs, deltas) a layer.
+
+        Parameters
+        ----------
+        factors : sequence of pairs of float32 or float64
+            inputs (m, in + 1) and deltas (m, out), or (m, T, in + 1) and (m, T, out) for a layer
+            whose gradient is a sum of outer products over T positions.
+        out : ndarray, shape (at least m, k), optional
+            Where to put the result, in the first m rows. Blocks that come one after another and
+            share it spare the pages of a new array each. Default: a new array.
+
+        Returns
+        -------
+        ndarray, shape (m, k)
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not match the layers, or `out` does not match them.
+        """
+        if len(factors) != len(self.layer_shapes):
+            raise ValueError(f"factors are for {len(factors)} layers, not {len(self.layer_shapes)}")
+        m, dtype = len(factors[0][0]), factors[0][0].dtype
+        if out is None:
+            out = np.empty((m, self.n_components), dtype)
+        elif out.ndim != 2 or len(out) < m or out.shape[1] != self.n_components:
+            raise ValueError(
+                f"out has shape {out.shape}; it needs at least {m} rows of {self.n_components}"
+            )
+        sketch = out[:m]
+        for shape, pair in zip(self.layer_shapes, factors, strict=True):
+            inputs: NDArray[Any]
+            deltas: NDArray[Any]
+            inputs, deltas = pair
+            if (
+                len(inputs) != m
+                or inputs.shape[-1] != shape[1]
+                or deltas.shape != (*inputs.shape[:-1], shape[0])
+                or not inputs.dtype == deltas.dtype == sketch.dtype
+            ):
+                raise ValueError(
+                    f"factors have shapes {inputs.shape} and {deltas.shape} and types "
+                    f"{inputs.dtype} and {deltas.dtype}; a layer of shape {shape} needs "
+                    f"({m}, {shape[1]}) and ({m}, {shape[0]}), or positions between, and "
+                    f"{sketch.dtype}"
+                )
+        self._forward_factors(factors, sketch)
+        return sketch
+
+    @abstractmethod
+    def _forward_factors(
+        self, factors: Sequence[tuple[NDArray[Real], NDArray[Real]]], sketch: NDArray[Real]
+    ) -> None:
+        """Write Pᵀ g for every record g."""
 
 
 class SRHT(_Projection):

@@ -146,7 +146,7 @@ class KroneckerLayer(LayerCurvature):
         self._inverse_a = damped_inverse_factor(a, damping_a, "a layer's input curvature")
         self._inverse_b = damped_inverse_factor(b, damping_b, "a layer's output curvature")
         self._pack()
-        self._damping_a = damping_a
+        self._damping_a, self._damping_b = damping_a, damping_b
         self.input_dimension = _kept(self._inverse_a, damping_a)
         self._output_dimension = _kept(self._inverse_b, damping_b)
         self.effective_dimension = self.input_dimension * self._output_dimension
@@ -188,9 +188,11 @@ class KroneckerLayer(LayerCurvature):
 
     def expected_moments(self) -> NDArray[np.float64]:
         """Give E[ã ãᵀ] over public records: the identity less the damping."""
-        moments: NDArray[np.float64] = -self._damping_a * (self._inverse_a @ self._inverse_a.T)
-        moments[np.diag_indices_from(moments)] += 1.0
-        return moments
+        return _undamped(self._inverse_a, self._damping_a)
+
+    def expected_output_moments(self) -> NDArray[np.float64]:
+        """Give E[δ̃ δ̃ᵀ] over public records."""
+        return _undamped(self._inverse_b, self._damping_b)
 
     def with_inputs_beyond(
         self, values: NDArray[np.float64], vectors: NDArray[np.float64]
@@ -576,6 +578,13 @@ def _kept(inverse_factor: NDArray[np.float64], damping: float) -> float:
     """tr(H (H + λI)⁻¹) = k - λ ‖L⁻¹‖²."""
     squares = float(np.einsum("ij,ij->", inverse_factor, inverse_factor))
     return max(0.0, len(inverse_factor) - damping * squares)
+
+
+def _undamped(inverse_factor: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
+    """L⁻¹ H L⁻ᵀ = I - λ L⁻¹ L⁻ᵀ."""
+    moments: NDArray[np.float64] = -damping * (inverse_factor @ inverse_factor.T)
+    moments[np.diag_indices_from(moments)] += 1.0
+    return moments
 
 
 def _outer_rows(inputs: NDArray[Any], deltas: NDArray[Any]) -> NDArray[Any]:

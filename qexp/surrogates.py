@@ -8,8 +8,8 @@ private domain: several different ones are averaged over, see :func:`qexp.planni
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from qexp.datasets import images
 from qexp.measures import area_under_roc
 
 __all__ = [
+    "IMAGE_KINDS",
     "SURROGATE_KEEPS",
     "ImageShift",
     "OtherRecords",
@@ -43,6 +44,13 @@ many of each record are then drawn at most, where public records are few for the
 SURROGATE_KEEPS: Final = (0.4, 0.75)
 """What a shift leaves of accuracy above chance: 45-75 % right where a model knew nearly all."""
 
+IMAGE_KINDS: Final = (
+    ("rotation", "stretch", "blur"),
+    ("shift", "shear", "contrast", "spread"),
+)
+"""What image shifts are made of, in two parts: one to learn from, the other to be tried on."""
+
+_ALL_KINDS: Final = frozenset(kind for kinds in IMAGE_KINDS for kind in kinds)
 _VARIANTS: Final = 8
 _BISECTIONS: Final = 10
 _CALIBRATION_RECORDS: Final = 1500
@@ -88,6 +96,14 @@ class ImageShift:
     seed: int = 0
     low: float = 0.0
     high: float = 1.0
+
+    def only(self, kinds: Iterable[str]) -> ImageShift:
+        """Give the part of the shift that is of some kinds, out of `IMAGE_KINDS`."""
+        kept = set(kinds)
+        at_rest: dict[str, Any] = {
+            f.name: f.default for f in fields(self) if f.name in _ALL_KINDS - kept
+        }
+        return replace(self, **at_rest)
 
     @property
     def views(self) -> int:

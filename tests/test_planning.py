@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qexp import DenseCurvature, KroneckerCurvature
+from qexp import DenseCurvature, IdentityCurvature, KroneckerCurvature
 from qexp.bits import insecure_test_generator
 from qexp.datasets import load_digits
 from qexp.finetune import Schedule, fine_tune
@@ -20,9 +20,11 @@ from qexp.planning._halving import EFFORTS, Halving
 from qexp.planning._kronecker_trial import KroneckerTrial, eigen_factors
 from qexp.planning._planner import _hopeful, _lengthen
 from qexp.planning._simulation import Simulation, noise_loss
+from qexp.planning._subspace_trial import SubspaceTrial, rehearsed_directions
 from qexp.planning._trials import GeneralTrial
 from qexp.privacy import calibrate_mu, epsilon
-from qexp.surrogates import OtherRecords
+from qexp.subspace import DAMPING, image_moves, learn_directions
+from qexp.surrogates import IMAGE_KINDS, OtherRecords
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 5)).astype(np.float32)
@@ -276,7 +278,7 @@ def searched(score, noise_to_signal=0.5):
     search = Halving(lambda *_: tried, EFFORTS["quick"], n_surrogates=3, n_records=100, seed=0)
     search.run([(schedule, None) for schedule in candidate_schedules()])
     before = len(search.outcomes)
-    _lengthen(search, lambda candidate: noise_to_signal)
+    _lengthen(search, lambda candidate: noise_to_signal, [None])
     return search.ranked()[0][0], len(search.outcomes) - before
 
 
@@ -304,7 +306,7 @@ def test_rounds_are_doubled_where_few_records_favoured_half_of_the_most():
     search = Halving(prepared, EFFORTS["quick"], n_surrogates=3, n_records=10_000, seed=0)
     search.run([(schedule, None) for schedule in candidate_schedules()])
     assert search.ranked()[0][0].rounds == MOST_ROUNDS / 2
-    _lengthen(search, lambda candidate: 0.5)
+    _lengthen(search, lambda candidate: 0.5, [None])
     assert search.ranked()[0][0].rounds == 4 * MOST_ROUNDS
 
 
@@ -590,3 +592,101 @@ def test_wrong_records_are_refused(digits):
         planned((model, np.full_like(X, np.nan), y))
     with pytest.raises(TypeError, match="shift"):
         planned(digits, surrogate=[])
+
+
+# ---------------------------------------------------------------------------- public subspaces
+
+
+@pytest.fixture(scope="module")
+def moved(digits):
+    return image_moves(*digits, count=6)
+
+
+def test_a_trial_in_a_subspace_without_noise_is_fine_tune(digits, moved):
+    model, X, y = digits
+    subspace = learn_directions(model, X, y, moves=moved).subspace(8)
+    shifted, labels = moved[-1](X, y, np.random.default_rng(0))
+    for changes in ({}, {"momentum": 0.8}, {"averaging": 0.5}, {"rounds": 1}):
+        schedule = replace(BASE, **changes)
+        tuned = SubspaceTrial(model, shifted, labels, subspace).tune(
+            schedule, 0.0, np.random.default_rng(0)
+        )
+        result = fine_tune(
+            model,
+            shifted,
+            labels,
+            schedule=schedule,
+            curvature=IdentityCurvature(8),
+            projection=subspace,
+            target_epsilon=EPSILON,
+            target_delta=DELTA,
+            rng=insecure_test_generator(0),
+        )
+        assert np.allclose(tuned.weights, result.model.weights, atol=1e-4)
+
+
+def test_a_trial_in_a_subspace_has_the_noise_of_the_job(digits, moved):
+    model, X, y = digits
+    subspace = learn_directions(model, X, y, moves=moved).subspace(8)
+    schedule = Schedule(rounds=2, clipping_norm=0.5, step_size=0.1, damping=DAMPING)
+    trial = SubspaceTrial(model, X[:3], y[:3], subspace)
+    free = trial.tune(schedule, 0.0, np.random.default_rng(0)).weights
+    steps = np.array(
+        [trial.tune(schedule, 2.0, np.random.default_rng(s)).weights - free for s in range(200)]
+    )
+    lengths = np.linalg.norm(np.linalg.lstsq(subspace.adjoint(np.eye(8)).T, steps.T)[0], axis=0)
+    expected = 0.1 * 0.5 * 2.0 * math.sqrt(2) * math.sqrt(2 * 8)
+    assert np.sqrt(np.mean(lengths**2)) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_plan_chooses_a_subspace_where_noise_is_much(digits, moved):
+    made = planned(
+        digits, target_epsilon=0.5, subspaces=(6,), moves=moved, candidates=[GOOD, USELESS]
+    )
+    assert made.in_subspace
+    assert made.n_components == 6
+    assert made.schedule.damping == DAMPING
+    assert made.describe()["in_subspace"] is True
+    assert {row["n_components"] for row in made.table} == {None, 6}
+    whole = planned(digits, target_epsilon=0.5, candidates=[GOOD, USELESS])
+    assert made.predicted_score > whole.predicted_score
+    assert not whole.in_subspace
+    assert whole.n_components is None
+
+
+def test_subspaces_are_planned_for_a_number_of_rounds_too(digits, moved):
+    made = planned(digits, subspaces=(4,), moves=moved, candidates=[USELESS], rounds=1)
+    assert {row["schedule"].rounds for row in made.table} == {1}
+    assert made.in_subspace
+
+
+def test_subspaces_are_tried_on_what_they_were_not_learnt_from(digits, moved):
+    model, X, y = digits
+    of_first, of_second = rehearsed_directions(model, X, y, moved)
+    parts = [[shift.only(kinds) for shift in moved] for kinds in IMAGE_KINDS]
+    for found, part in zip((of_first, of_second), parts, strict=True):
+        assert (
+            found.subspace(4).describe()
+            == learn_directions(model, X, y, moves=part).subspace(4).describe()
+        )
+    # Moves that have no kinds are parted one by one.
+    plain = [lambda X, y, rng, f=f: (f * X, y) for f in (0.5, 0.8, 1.2)]
+    of_first, _ = rehearsed_directions(model, X, y, plain)
+    expected = learn_directions(model, X, y, moves=plain[0::2]).subspace(2)
+    assert of_first.subspace(2).describe() == expected.describe()
+    assert len(rehearsed_directions(model, X, y, plain[:1])) == 2
+
+
+def test_what_is_near_a_subspaces_best_keeps_its_damping():
+    near = neighbours(replace(GOOD, damping=DAMPING), None, in_subspace=True)
+    assert {schedule.damping for schedule in near} == {DAMPING}
+    assert len(near) == len(neighbours(GOOD, None)) - 2
+
+
+def test_subspaces_that_cannot_be_are_refused(digits, moved):
+    with pytest.raises(ValueError, match="subspaces go with curvature='kronecker'"):
+        planned(digits, subspaces=(4,), moves=moved, curvature=make)
+    with pytest.raises(ValueError, match="subspaces need moves to be learnt from"):
+        planned(digits, subspaces=(4,), surrogate=stays)
+    with pytest.raises(ValueError, match="a size of subspaces"):
+        planned(digits, subspaces=(0,), moves=moved)

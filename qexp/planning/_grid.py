@@ -9,8 +9,15 @@ from typing import Any, Final
 
 from qexp import _checks
 from qexp.finetune import Schedule
+from qexp.subspace import DAMPING
 
-__all__ = ["MOST_ROUNDS", "candidate_schedules", "lengthened", "neighbours"]
+__all__ = [
+    "MOST_ROUNDS",
+    "candidate_schedules",
+    "lengthened",
+    "neighbours",
+    "subspace_schedules",
+]
 
 _DAMPINGS: Final = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _CLIPPING_NORMS: Final = (0.3, 1.0, 3.0, 10.0)
@@ -28,6 +35,19 @@ _STEPS: Final = (
     (0.1, 0.8, 0.0),
     (0.1, 0.9, 0.0),
     (0.03, 0.9, 0.0),
+)
+
+
+_SUBSPACE_CLIPPING_NORMS: Final = (0.3, 1.0, 3.0)
+_SUBSPACE_ROUNDS: Final = (1, 2, 4, 8, 16, 32)
+_SUBSPACE_STEPS: Final = (
+    (0.5, 0.0, 0.0),
+    (1.5, 0.0, 0.0),
+    (5.0, 0.0, 0.0),
+    (1.5, 0.0, _SHARE),
+    (5.0, 0.0, _SHARE),
+    (0.3, 0.8, 0.0),
+    (1.0, 0.8, 0.0),
 )
 
 
@@ -60,6 +80,25 @@ def candidate_schedules(rounds: int | None = None) -> list[Schedule]:
     ]
 
 
+def subspace_schedules(rounds: int | None = None) -> list[Schedule]:
+    """Give the planner's grid for public subspaces, whose coordinates are whitened already."""
+    counts = _SUBSPACE_ROUNDS if rounds is None else (_checks.count(rounds, "rounds"),)
+    return [
+        Schedule(
+            rounds=t,
+            clipping_norm=c,
+            step_size=eta,
+            damping=DAMPING,
+            momentum=m,
+            averaging=share,
+        )
+        for c, t, (eta, m, share) in itertools.product(
+            _SUBSPACE_CLIPPING_NORMS, counts, _SUBSPACE_STEPS
+        )
+        if (m == 0 or t * (1 - m) >= 1.5) and (share == 0 or _averages_several(t))
+    ]
+
+
 def lengthened(schedule: Schedule) -> list[Schedule]:
     """Double the rounds, with steps as long and half as long."""
     return [
@@ -68,12 +107,14 @@ def lengthened(schedule: Schedule) -> list[Schedule]:
     ]
 
 
-def neighbours(schedule: Schedule, fixed_rounds: int | None) -> list[Schedule]:
-    """Vary one setting at a time by half a step of the grid."""
+def neighbours(
+    schedule: Schedule, fixed_rounds: int | None, *, in_subspace: bool = False
+) -> list[Schedule]:
+    """Vary one setting at a time by half a step of the grid; a subspace's damping is its own."""
     root = math.sqrt(10)
     varied: list[dict[str, Any]] = []
     undamped = _rounded(schedule.step_size / _lengthening(schedule.damping))
-    for damping in (schedule.damping / root, schedule.damping * root):
+    for damping in () if in_subspace else (schedule.damping / root, schedule.damping * root):
         damping = _rounded(damping)
         varied += [{"damping": damping, "step_size": undamped * _lengthening(damping)}]
     varied += [{"clipping_norm": schedule.clipping_norm * f} for f in (0.55, 1.8)]

@@ -21,7 +21,11 @@ class Plan:
     ----------
     schedule : Schedule
     n_components : int or None
-        k of the random projection, for dense curvature.
+        k of the random projection, for dense curvature, or of the public subspace.
+    in_subspace : bool
+        Whether it is the latter: learn that of the model to be fine-tuned by
+        :func:`qexp.subspace.learn_directions`, as projection beside an
+        :class:`qexp.IdentityCurvature` of k.
     predicted_accuracy, predicted_deviation : float
         Mean and standard deviation over the surrogates of the schedule's test accuracy. A figure
         about surrogates: the private domain's may lie elsewhere, settings rank much the same.
@@ -48,6 +52,7 @@ class Plan:
 
     schedule: Schedule
     n_components: int | None
+    in_subspace: bool
     predicted_accuracy: float
     predicted_deviation: float
     accuracy_before: float
@@ -66,6 +71,7 @@ class Plan:
         return {
             "schedule": self.schedule.describe(),
             "n_components": self.n_components,
+            "in_subspace": self.in_subspace,
             "predicted_accuracy": self.predicted_accuracy,
             "predicted_deviation": self.predicted_deviation,
             "accuracy_before": self.accuracy_before,

@@ -17,15 +17,22 @@ from numpy.typing import ArrayLike
 from qexp import _checks
 from qexp.finetune import Schedule
 from qexp.mechanism import _sensitivity_factor
-from qexp.planning._domains import Rehearsal, Shifts, public_domains
-from qexp.planning._grid import MOST_ROUNDS, candidate_schedules, lengthened, neighbours
+from qexp.planning._domains import Rehearsal, Shifts, Source, public_domains
+from qexp.planning._grid import (
+    MOST_ROUNDS,
+    candidate_schedules,
+    lengthened,
+    neighbours,
+    subspace_schedules,
+)
 from qexp.planning._halving import Effort, Halving, Outcome
 from qexp.planning._plan import Plan
 from qexp.planning._scorer import Score
 from qexp.planning._simulation import Candidate, Simulation, figures
 from qexp.planning._trials import Maker
 from qexp.privacy import calibrate_mu
-from qexp.surrogates import SURROGATE_KEEPS
+from qexp.subspace import image_moves
+from qexp.surrogates import SURROGATE_KEEPS, Surrogate
 
 __all__ = ["plan"]
 
@@ -50,6 +57,8 @@ def plan(
     curvature: Literal["kronecker", "dense"] | Maker = "kronecker",
     curvature_shares: Sequence[float] = (0.0,),
     n_components: Sequence[int] = (1000, 3000),
+    subspaces: Sequence[int] = (),
+    moves: Sequence[Surrogate] | None = None,
     candidates: Iterable[Schedule] | None = None,
     rounds: int | None = None,
     score: Score = "accuracy",
@@ -99,9 +108,16 @@ def plan(
         Above 0 they need Kronecker curvature.
     n_components : sequence of int
         Values of k to choose from, for "dense".
+    subspaces : sequence of int
+        Sizes of public subspaces (:mod:`qexp.subspace`) to choose from beside the whole space, with
+        schedules of their own; for Kronecker curvature. A plan's ``n_components`` says which.
+    moves : sequence of callables, optional
+        What the subspaces are learnt from. Default: 200 drawn image shifts, for "images". A
+        schedule is tried on kinds of shifts, or moves, that its subspace has not all seen.
     candidates : iterable of Schedule, optional
-        Default: :func:`candidate_schedules`, whose best are refined at the end, and lengthened
-        before if they are long and little noise is in them; candidates of your own are not.
+        For the whole space. Default: :func:`candidate_schedules`, whose best are refined at the
+        end, and lengthened before if they are long and little noise is in them; candidates of your
+        own are not.
     rounds : int, optional
         Plan for exactly so many rounds.
     score : {"accuracy", "auroc", "loss"} or callable
@@ -182,6 +198,10 @@ def plan(
         effort=effort,
         seed=seed,
     )
+    if subspaces:
+        subspaces, moves = _checked_subspaces(
+            subspaces, moves, public.sources[0], surrogate, image_shape, curvature
+        )
     simulation = Simulation(
         public,
         n,
@@ -191,6 +211,8 @@ def plan(
         curvature,
         n_components,
         seed,
+        subspaces=subspaces,
+        moves=moves or (),
     )
     grid = candidate_schedules(rounds) if candidates is None else list(candidates)
     if candidates is None:
@@ -199,7 +221,9 @@ def plan(
         grid = [schedule for schedule in grid if schedule.rounds == rounds]
     if not grid:
         raise ValueError("there is no candidate schedule of that many rounds; give at least one")
-    pool = [(schedule, k) for schedule in grid for k in simulation.domains]
+    whole = [k for k in simulation.domains if k not in subspaces]
+    pool = [(schedule, k) for schedule in grid for k in whole]
+    pool += [(schedule, k) for schedule in subspace_schedules(rounds) for k in subspaces]
     halving = Halving(
         simulation.tries,
         public.effort,
@@ -213,8 +237,12 @@ def plan(
     halving.run(_hopeful(pool, simulation, public.effort))
     if candidates is None:
         if rounds is None:
-            _lengthen(halving, simulation.noise_to_signal)
-        halving.refine(lambda best: [(s, best[1]) for s in neighbours(best[0], rounds)])
+            _lengthen(halving, simulation.noise_to_signal, whole)
+        halving.refine(
+            lambda best: [
+                (s, best[1]) for s in neighbours(best[0], rounds, in_subspace=best[1] in subspaces)
+            ]
+        )
     halving.settle()
     tried = halving.ranked()
     discarded = [candidate for candidate in pool if candidate not in halving.outcomes]
@@ -224,6 +252,7 @@ def plan(
     return Plan(
         schedule=best[0],
         n_components=best[1],
+        in_subspace=best[1] in subspaces,
         predicted_accuracy=table[0]["accuracy_mean"],
         predicted_deviation=table[0]["accuracy_std"],
         accuracy_before=simulation.before,
@@ -237,6 +266,29 @@ def plan(
         table=table,
         curve=simulation.curve(best, halving.outcomes[best].pairs),
     )
+
+
+def _checked_subspaces(
+    subspaces: Sequence[int],
+    moves: Sequence[Surrogate] | None,
+    source: Source,
+    surrogate: Shifts,
+    image_shape: tuple[int, int] | None,
+    curvature: object,
+) -> tuple[Sequence[int], Sequence[Surrogate]]:
+    """Give the sizes in order, and the moves that were given or are drawn."""
+    if curvature != "kronecker":
+        raise ValueError("subspaces go with curvature='kronecker', by which they are whitened")
+    p = len(source.model.weights)
+    sizes = sorted({min(_checks.count(k, "a size of subspaces"), p) for k in subspaces})
+    if moves is not None:
+        return sizes, list(moves)
+    if surrogate != "images":
+        raise ValueError(
+            "subspaces need moves to be learnt from: they are drawn for surrogate='images', and "
+            "else to be given as functions move(X, y, rng) -> (X, y)"
+        )
+    return sizes, image_moves(source.model, source.X, source.y, image_shape=image_shape)
 
 
 def _hopeful(
@@ -255,8 +307,14 @@ def _hopeful(
     return [c for c in by_noise if c in kept]
 
 
-def _lengthen(halving: Halving[Candidate], noise_to_signal: Callable[[Candidate], float]) -> None:
+def _lengthen(
+    halving: Halving[Candidate],
+    noise_to_signal: Callable[[Candidate], float],
+    whole: Sequence[int | None],
+) -> None:
     """Double the rounds of the best schedules while the very best is among the longest.
+
+    Those of the whole space, that is: a subspace is left behind after a few rounds.
 
     Where there are many private records, noise leaves room for more rounds than a grid for all
     jobs can afford to try, and for more than are best on the few records of the first stages: so
@@ -266,13 +324,13 @@ def _lengthen(halving: Halving[Candidate], noise_to_signal: Callable[[Candidate]
     long = MOST_ROUNDS // 2
     while long < _MOST_ROUNDS_OF_ALL:
         best = halving.ranked()[:_LENGTHENED]
-        if best[0][0].rounds < long or noise_to_signal(best[0]) > 1:
+        if best[0][1] not in whole or best[0][0].rounds < long or noise_to_signal(best[0]) > 1:
             return
         halving.add(
             [
                 (s, k)
                 for at, k in best
-                if long <= at.rounds < _MOST_ROUNDS_OF_ALL
+                if k in whole and long <= at.rounds < _MOST_ROUNDS_OF_ALL
                 for s in lengthened(at)
             ]
         )

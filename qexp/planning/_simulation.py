@@ -14,6 +14,7 @@ from qexp.finetune import Schedule
 from qexp.planning._domains import PublicDomains, Source, split_shifted
 from qexp.planning._halving import Try
 from qexp.planning._scorer import Scorer
+from qexp.planning._subspace_trial import SubspaceTrial, rehearsed_directions
 from qexp.planning._trials import Maker, Trial, make_trials
 from qexp.surrogates import Surrogate
 
@@ -32,7 +33,7 @@ Candidate = tuple[Schedule, int | None]
 
 
 class Simulation:
-    """The simulated private domains of a job, for each k of a random projection.
+    """The simulated private domains of a job, for each k of a random projection or a subspace.
 
     `noise` gives, for an ε, the noise of a whole job in its mean gradient, for c = 1.
     """
@@ -47,6 +48,9 @@ class Simulation:
         curvature: Literal["kronecker", "dense"] | Maker,
         n_components: Sequence[int],
         seed: int,
+        *,
+        subspaces: Sequence[int] = (),
+        moves: Sequence[Surrogate] = (),
     ) -> None:
         self.scorer = public.scorer
         self._noise_at, self._epsilon, self.seed = noise, float(target_epsilon), seed
@@ -70,6 +74,7 @@ class Simulation:
             ]
             for k in trials[public.sources[0]]
         }
+        self._add_subspaces(public, subspaces, moves)
         first = next(iter(self.domains.values()))
         self.before = float(np.mean([domain.before for domain in first]))
         self.loss_before = float(np.mean([domain.loss_before for domain in first]))
@@ -78,6 +83,26 @@ class Simulation:
         )
         self._kept: dict[tuple[float, int | None], NDArray[np.float64]] = {}
         self._draws: dict[tuple[float, float, int | None], tuple[float, float]] = {}
+
+    def _add_subspaces(
+        self, public: PublicDomains, subspaces: Sequence[int], moves: Sequence[Surrogate]
+    ) -> None:
+        """Simulate the same domains in subspaces, learnt from each part of the moves in turn."""
+        if not subspaces:
+            return
+        learnt = {
+            source: rehearsed_directions(source.model, source.X, source.y, moves)
+            for source in public.sources
+        }
+        turns: dict[Source, int] = dict.fromkeys(public.sources, 0)
+        for full in self.domains[None]:
+            directions = learnt[full.source][turns[full.source] % 2]
+            turns[full.source] += 1
+            for k in subspaces:
+                trial = SubspaceTrial(
+                    full.source.model, full.X_private, full.y_private, directions.subspace(k)
+                )
+                self.domains.setdefault(k, []).append(replace(full, trial=trial))
 
     def tries(self, surrogates: int, records: int) -> Try[Candidate]:
         """Give what fine-tunes a candidate on a surrogate's first records, and scores it."""
@@ -163,7 +188,9 @@ class _Shifted:
     """One simulated private domain."""
 
     source: Source
-    trial: Trial
+    trial: Trial | SubspaceTrial
+    X_private: NDArray[Any]
+    y_private: NDArray[Any]
     X_test: NDArray[Any]
     y_test: NDArray[Any]
     before: float
@@ -191,6 +218,8 @@ def _simulated(
     return _Shifted(
         source,
         trial(X_private, y_private),
+        X_private,
+        y_private,
         X_test,
         y_test,
         float(source.model.score(X_test, y_test)),

@@ -1,0 +1,91 @@
+"""Fine-tuning in a public subspace, simulated on public records."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qexp.finetune import Schedule
+from qexp.subspace import Directions, PublicSubspace, learn_directions
+from qexp.surrogates import IMAGE_KINDS, ImageShift, Surrogate
+
+__all__ = ["SubspaceTrial", "rehearsed_directions"]
+
+
+def rehearsed_directions(
+    model: Any, X: NDArray[Any], y: NDArray[Any], moves: Sequence[Surrogate]
+) -> list[Directions]:
+    """Learn directions twice, each time from a part of the moves.
+
+    What a subspace is worth shows on moves that it was not learnt from, as the private domain is
+    none of them. Image shifts are parted by their kinds, others one by one.
+    """
+    shifts = [move for move in moves if isinstance(move, ImageShift)]
+    parts: list[Sequence[Surrogate]] = [moves[0::2], moves[1::2] or moves]
+    if len(shifts) == len(moves):
+        parts = [[shift.only(kinds) for shift in shifts] for kinds in IMAGE_KINDS]
+    return [learn_directions(model, X, y, moves=part) for part in parts]
+
+
+class SubspaceTrial:
+    """Simulated fine-tuning in a subspace.
+
+    The same arithmetic as :func:`qexp.fine_tune`, in distribution: but with noise from a
+    reproducible generator, and with the mean over whatever records are at hand.
+    """
+
+    def __init__(
+        self, model: Any, X: NDArray[Any], y: NDArray[Any], subspace: PublicSubspace
+    ) -> None:
+        self.model, self.X, self.y, self.subspace = model, X, y, subspace
+
+    def head(self, n_records: int) -> SubspaceTrial:
+        """Keep the first records only."""
+        part = copy.copy(self)
+        part.X, part.y = self.X[:n_records], self.y[:n_records]
+        return part
+
+    def tune(self, schedule: Schedule, noise: float, rng: np.random.Generator) -> Any:
+        """Return the tuned model, or None where it diverged; `noise` is 1/(nμ)."""
+        shares = np.array(schedule.budget or (1.0,) * schedule.rounds)
+        sigmas = schedule.clipping_norm * noise * np.sqrt(shares.sum() / shares)
+        theta = self.model.weights.astype(np.float64)
+        velocity, total, summed = np.zeros_like(theta), np.zeros_like(theta), 0
+        for t in range(1, schedule.rounds + 1):
+            mean, _ = self._means(self.model.with_weights(theta), schedule.clipping_norm)
+            drawn = mean + sigmas[t - 1] * rng.standard_normal(len(mean))
+            step = self.subspace.adjoint(drawn)
+            velocity = schedule.momentum * velocity - schedule.step_size * step
+            theta = theta + velocity
+            if not np.all(np.abs(theta) < 1e6):
+                return None
+            if t > schedule.rounds - schedule.averaged_rounds:
+                total, summed = total + theta, summed + 1
+        return self.model.with_weights(total / summed if summed else theta)
+
+    def first_draw(self, damping: float, clipping_norm: float) -> tuple[float, float]:
+        """Give ‖s̄‖, s̄ the clipped mean at the start, and its product with the mean."""
+        clipped, whole = self._means(self.model, clipping_norm)
+        return math.sqrt(float(clipped @ clipped)), float(clipped @ whole)
+
+    def kept(self, damping: float) -> NDArray[np.float64]:
+        """Give the eigenvalues ρ of Pᵀ H P, or nearly."""
+        kept: NDArray[np.float64] = self.subspace.kept * self.subspace.scale**2
+        return kept
+
+    def _means(
+        self, model: Any, clipping_norm: float
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Give the mean of the projected gradients, clipped and as they are."""
+        clipped, whole = np.zeros((2, self.subspace.n_components))
+        for factors in model.gradient_blocks(self.X, self.y).factor_blocks():
+            rows = self.subspace.forward_factors(factors)
+            norms = np.sqrt(np.square(rows).sum(axis=1))
+            clipped += np.minimum(1, clipping_norm / np.maximum(norms, 1e-30)) @ rows
+            whole += rows.sum(axis=0)
+        return clipped / len(self.X), whole / len(self.X)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
 import numpy as np
@@ -11,12 +11,13 @@ from scipy import sparse
 
 from qexp import _checks
 from qexp.bits import insecure_test_generator
-from qexp.curvature import Curvature
+from qexp.curvature import Curvature, IdentityCurvature
 from qexp.finetune import Schedule, fine_tune
 from qexp.layered import LayeredCurvature
 from qexp.ledger import PrivacyLedger
 from qexp.models import MultilayerPerceptron
 from qexp.models._records import has_dtype, with_dtype
+from qexp.projections import Projection
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -64,8 +65,11 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Share of the budget that buys private curvature before the first round
         (:mod:`qexp.private_curvature`): for public records that say little of the private ones'
         inputs. "plan", with ``rounds="plan"``: none, 5 % or 20 %, whichever the plan finds best.
+    subspaces : sequence of int
+        With ``rounds="plan"`` and ``surrogate="images"``: sizes of public subspaces
+        (:mod:`qexp.subspace`) that the plan chooses from, beside the whole space.
     schedule : Schedule, optional
-        The settings themselves, instead of `rounds` and `curvature_share`.
+        The settings themselves, instead of `rounds`, `curvature_share` and `subspaces`.
     surrogate : str or callable
         How the plan shifts public records to resemble the private ones: "tabular", "images" or a
         function.
@@ -142,6 +146,7 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         curvature: str | Curvature | Callable[[Any], Curvature] = "kronecker",
         rounds: str | int = "plan",
         curvature_share: str | float = 0.0,
+        subspaces: Sequence[int] = (),
         schedule: Schedule | None = None,
         surrogate: Any = "tabular",
         neighboring_relation: str = "replace_special",
@@ -156,6 +161,7 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.curvature = curvature
         self.rounds = rounds
         self.curvature_share = curvature_share
+        self.subspaces = subspaces
         self.schedule = schedule
         self.surrogate = surrogate
         self.neighboring_relation = neighboring_relation
@@ -214,12 +220,14 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         public = self._public_records(model, classes)
         self.plan_: Any = None
         self.schedule_ = self._schedule(model, public, len(features))
+        projection, curvature = self._shape(model, public)
         self.result_ = fine_tune(
             model,
             features,
             class_numbers(labels, classes),
             schedule=self.schedule_,
-            curvature=self._curvature(public, self.schedule_.damping),
+            curvature=curvature,
+            projection=projection,
             target_epsilon=self.target_epsilon,
             target_delta=self.target_delta,
             neighboring_relation=self.neighboring_relation,
@@ -308,6 +316,11 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _schedule(
         self, model: Any, public: tuple[NDArray[Any], Any] | None, n_records: int
     ) -> Schedule:
+        if len(self.subspaces) > 0 and (self.schedule is not None or self.rounds != "plan"):
+            raise ValueError(
+                f"subspaces is {self.subspaces!r} without a plan; it needs rounds='plan' and no "
+                "schedule"
+            )
         if self.schedule is not None:
             if self.curvature_share != 0.0:
                 raise ValueError(
@@ -345,6 +358,7 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 neighboring_relation=self.neighboring_relation,
                 surrogate=self.surrogate,
                 curvature_shares=shares,
+                subspaces=self.subspaces,
                 curvature="kronecker"
                 if kronecker
                 else lambda at, damping: self._curvature_at(at, public, damping),
@@ -361,6 +375,16 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             damping=1e-2,
             curvature_share=shares[0],
         )
+
+    def _shape(
+        self, model: Any, public: tuple[NDArray[Any], Any] | None
+    ) -> tuple[Projection | None, Curvature | Callable[[Any], Curvature]]:
+        """Give the projection, if one was planned, and the curvature."""
+        if self.plan_ is not None and self.plan_.in_subspace:
+            assert public is not None
+            projection = self.plan_.projection(model, *public)
+            return projection, IdentityCurvature(self.plan_.n_components)
+        return None, self._curvature(public, self.schedule_.damping)
 
     def _curvature(
         self, public: tuple[NDArray[Any], Any] | None, damping: float

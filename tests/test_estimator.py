@@ -259,7 +259,7 @@ def test_a_plan_is_made_on_public_data_alone(monkeypatch):
 
     def plan(model, X_public, y_public, **settings):
         asked.update(settings, model=model, X=X_public, y=y_public)
-        return types.SimpleNamespace(schedule=SCHEDULE)
+        return types.SimpleNamespace(schedule=SCHEDULE, in_subspace=False)
 
     monkeypatch.setitem(sys.modules, "qexp.planning", types.SimpleNamespace(plan=plan))
     X, y = blobs(300, ("ant", "bee", "cat"), seed=1)
@@ -278,6 +278,29 @@ def test_a_plan_is_made_on_public_data_alone(monkeypatch):
     described = asked["curvature"](asked["model"], 0.5).describe()
     assert described["layers"][0]["kind"] == "diagonal"
     assert described["layers"][0]["damping"] == 0.5
+
+
+def test_a_planned_subspace_is_where_weights_move(monkeypatch):
+    asked = {}
+
+    class Planned:
+        schedule, in_subspace, n_components = SCHEDULE, True, 2
+
+        def projection(self, model, X_public, y_public):
+            asked.update(X=X_public, y=y_public)
+            return qexp.CoordinateMask(len(model.weights), [0, 7])
+
+    def plan(*_, **settings):
+        asked.update(settings)
+        return Planned()
+
+    monkeypatch.setitem(sys.modules, "qexp.planning", types.SimpleNamespace(plan=plan))
+    X, y = blobs(300, ("ant", "bee", "cat"), seed=1)
+    fitted = tuner(schedule=None, surrogate="images", subspaces=(2, 5)).fit(X, y)
+    assert asked["subspaces"] == (2, 5)
+    assert np.array_equal(asked["X"], fitted.public_data[0])
+    start = from_sklearn(fitted.pretrained)[0].weights
+    assert np.flatnonzero(fitted.release_.weights != start).tolist() == [0, 7]
 
 
 def test_a_ledger_pays_for_every_fit():
@@ -405,7 +428,7 @@ def test_a_share_can_be_planned(monkeypatch, share, shares):
 
     def plan(*_, **settings):
         asked.update(settings)
-        return types.SimpleNamespace(schedule=SCHEDULE)
+        return types.SimpleNamespace(schedule=SCHEDULE, in_subspace=False)
 
     monkeypatch.setitem(sys.modules, "qexp.planning", types.SimpleNamespace(plan=plan))
     X, y = blobs(300, ("ant", "bee", "cat"), seed=1)
@@ -421,6 +444,8 @@ def test_a_share_can_be_planned(monkeypatch, share, shares):
         ({"public_data": None}, r"curvature='kronecker' is made of public records: give public"),
         ({"public_data": None, "schedule": None}, "rounds='plan' needs public_data"),
         ({"public_data": (np.ones((9, 5)), None), "schedule": None}, "needs public_data.*labels"),
+        ({"subspaces": (4,)}, "subspaces is .* without a plan; it needs rounds='plan'"),
+        ({"subspaces": (4,), "schedule": None, "rounds": 2}, "without a plan"),
         ({"public_data": 3}, r"public_data needs a pair \(X_public, y_public\)"),
         ({"public_data": (np.ones((9, 4)), None)}, "X_public has 4 features, pretrained has 5"),
         ({"public_data": (np.ones(9), None)}, r"X_public has the shape \(9,\)"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qexp import DenseCurvature, IdentityCurvature, KroneckerCurvature
+from qexp import SRHT, DenseCurvature, IdentityCurvature, KroneckerCurvature
 from qexp.bits import insecure_test_generator
 from qexp.datasets import load_digits
 from qexp.finetune import Schedule, fine_tune
@@ -340,6 +340,8 @@ def test_dense_curvature_behind_a_projection_chooses_its_size(digits):
     )
     assert made.n_components == 400
     assert {row["n_components"] for row in made.table} == {20, 400}
+    srht = SRHT(len(digits[0].weights), 400, seed=0)
+    assert made.projection(*digits).describe() == srht.describe()
 
 
 def test_a_curvature_of_ones_own(digits):
@@ -648,9 +650,12 @@ def test_a_plan_chooses_a_subspace_where_noise_is_much(digits, moved):
     assert made.schedule.damping == DAMPING
     assert made.describe()["in_subspace"] is True
     assert {row["n_components"] for row in made.table} == {None, 6}
+    learnt = learn_directions(*digits, moves=moved).subspace(6)
+    assert made.projection(*digits).describe() == learnt.describe()
     whole = planned(digits, target_epsilon=0.5, candidates=[GOOD, USELESS])
     assert made.predicted_score > whole.predicted_score
     assert not whole.in_subspace
+    assert whole.projection(*digits) is None
     assert whole.n_components is None
 
 

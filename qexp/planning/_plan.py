@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from numpy.typing import ArrayLike
 
 from qexp._files import atomic_write
 from qexp.finetune import Schedule
+from qexp.projections import SRHT, Projection
+from qexp.subspace import learn_directions
+from qexp.surrogates import Surrogate
 
 __all__ = ["Plan"]
 
@@ -21,11 +26,12 @@ class Plan:
     ----------
     schedule : Schedule
     n_components : int or None
-        k of the random projection, for dense curvature, or of the public subspace.
+        k of the random projection, for dense curvature, or of the public subspace;
+        :meth:`projection` makes either.
     in_subspace : bool
-        Whether it is the latter: learn that of the model to be fine-tuned by
-        :func:`qexp.subspace.learn_directions`, as projection beside an
-        :class:`qexp.IdentityCurvature` of k.
+        Whether it is the latter, which goes with an :class:`qexp.IdentityCurvature` of k.
+    moves : tuple of callables
+        What subspaces are learnt from.
     predicted_accuracy, predicted_deviation : float
         Mean and standard deviation over the surrogates of the schedule's test accuracy. A figure
         about surrogates: the private domain's may lie elsewhere, settings rank much the same.
@@ -53,6 +59,7 @@ class Plan:
     schedule: Schedule
     n_components: int | None
     in_subspace: bool
+    moves: tuple[Surrogate, ...] = field(repr=False)
     predicted_accuracy: float
     predicted_deviation: float
     accuracy_before: float
@@ -65,6 +72,27 @@ class Plan:
     surrogates: tuple[str, ...]
     table: tuple[Mapping[str, Any], ...]
     curve: tuple[Mapping[str, float], ...]
+
+    def projection(self, model: Any, X_public: ArrayLike, y_public: ArrayLike) -> Projection | None:
+        """Make the projection that was planned, for the model to be fine-tuned.
+
+        Parameters
+        ----------
+        model : qexp.models.MultilayerPerceptron or alike
+        X_public, y_public
+            Public records for a subspace to be learnt from.
+
+        Returns
+        -------
+        SRHT, PublicSubspace or None
+            None where the schedule is for the whole space.
+        """
+        if self.n_components is None:
+            return None
+        if not self.in_subspace:
+            return SRHT(len(model.weights), self.n_components, seed=0)
+        directions = learn_directions(model, X_public, y_public, moves=self.moves)
+        return directions.subspace(self.n_components)
 
     def describe(self) -> dict[str, Any]:
         """Describe the plan and its table as a dictionary that JSON can hold."""

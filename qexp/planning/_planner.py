@@ -110,7 +110,8 @@ def plan(
         Values of k to choose from, for "dense".
     subspaces : sequence of int
         Sizes of public subspaces (:mod:`qexp.subspace`) to choose from beside the whole space, with
-        schedules of their own; for Kronecker curvature. A plan's ``n_components`` says which.
+        schedules of their own; for Kronecker curvature. :meth:`Plan.projection` makes what was
+        chosen.
     moves : sequence of callables, optional
         What the subspaces are learnt from. Default: 200 drawn image shifts, for "images". A
         schedule is tried on kinds of shifts, or moves, that its subspace has not all seen.
@@ -253,6 +254,7 @@ def plan(
         schedule=best[0],
         n_components=best[1],
         in_subspace=best[1] in subspaces,
+        moves=tuple(moves or ()),
         predicted_accuracy=table[0]["accuracy_mean"],
         predicted_deviation=table[0]["accuracy_std"],
         accuracy_before=simulation.before,

@@ -9,6 +9,7 @@ exceeds the claim. The pipelines:
 
     kronecker   one round, all weights, Kronecker curvature
     srht        one round, SRHT to 2,000 dimensions, dense curvature
+    subspace    one round in 200 directions learnt from moves of public records
     rounds      fine_tune in 8 rounds, every round's weights seen
     momentum    fine_tune in 8 rounds with momentum and averaging, only the released weights seen
     estimator   PrivateFineTuner in 4 rounds, only the released weights seen
@@ -83,6 +84,7 @@ _EPSILONS: Final = (1.0, 4.0, 8.0)
 _DESCRIBED: Final = {
     "kronecker": "one round, Kronecker curvature",
     "srht": "one round, SRHT to 2,000 dimensions, dense curvature",
+    "subspace": "one round, a public subspace of 200 directions",
     "rounds": "`fine_tune`, 8 rounds, all rounds seen",
     "momentum": "`fine_tune`, 8 rounds with momentum and averaging, the end seen",
     "estimator": "`PrivateFineTuner`, 4 rounds, the end seen",
@@ -101,7 +103,15 @@ def _cell(pipeline: str, epsilon: float, seed: int, **changes: Any) -> dict[str,
 def _cells() -> list[dict[str, Any]]:
     private = [
         _cell(pipeline, epsilon, seed)
-        for pipeline in ("kronecker", "srht", "rounds", "momentum", "estimator", "orthogonal")
+        for pipeline in (
+            "kronecker",
+            "srht",
+            "subspace",
+            "rounds",
+            "momentum",
+            "estimator",
+            "orthogonal",
+        )
         for epsilon in _EPSILONS
         for seed in _SEEDS
     ]

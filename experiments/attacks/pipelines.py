@@ -25,6 +25,7 @@ from qexp import (
 )
 from qexp.bits import insecure_test_generator
 from qexp.models import mlp
+from qexp.subspace import image_moves, learn_directions
 
 __all__ = ["CLIPPING_NORM", "DAMPING", "PIPELINES", "Attacked", "Trial", "noiseless", "orthogonal"]
 
@@ -82,14 +83,28 @@ def srht(scene: Scene, trial: Trial, n_components: int = 2000) -> Attacked:
     return _one_round(scene, trial, curvature, projection)
 
 
-def _one_round(scene: Scene, trial: Trial, curvature: Any, projection: Any) -> Attacked:
+def subspace(scene: Scene, trial: Trial, n_components: int = 200, n_moves: int = 50) -> Attacked:
+    # The honest records are known to the auditor, so that what is learnt from them is public.
+    X, y = scene.X_honest, scene.y_honest
+    moves = image_moves(scene.model, X, y, count=n_moves)
+    projection = learn_directions(scene.model, X, y, moves=moves).subspace(n_components)
+    return _one_round(scene, trial, IdentityCurvature(n_components), projection, clipping_norm=0.3)
+
+
+def _one_round(
+    scene: Scene,
+    trial: Trial,
+    curvature: Any,
+    projection: Any,
+    clipping_norm: float = CLIPPING_NORM,
+) -> Attacked:
     model = scene.model
     release = sample_private_weights(
         model.weights,
         model.gradient_blocks(*scene.records(trial.included)),
         curvature=curvature,
         projection=projection,
-        clipping_norm=CLIPPING_NORM,
+        clipping_norm=clipping_norm,
         **trial.claim(),
     )
     evidence = Evidence(scene)
@@ -98,9 +113,9 @@ def _one_round(scene: Scene, trial: Trial, curvature: Any, projection: Any) -> A
         _difference(release.weights, model.weights),
         curvature=curvature,
         projection=projection,
-        clipping_norm=CLIPPING_NORM,
+        clipping_norm=clipping_norm,
         step_size=1.0,
-        noise_std=CLIPPING_NORM / release.mu,
+        noise_std=clipping_norm / release.mu,
     )
     return _attacked(evidence, release.mu)
 
@@ -273,5 +288,6 @@ def orthogonal(trial: Trial) -> Attacked:
 
 
 PIPELINES: dict[str, Pipeline] = {
-    made.__name__: made for made in (kronecker, srht, rounds, momentum, estimator, noiseless, fit)
+    made.__name__: made
+    for made in (kronecker, srht, subspace, rounds, momentum, estimator, noiseless, fit)
 }

@@ -60,9 +60,9 @@ def membership():
 
 def small_scene(scenes, n_canaries):
     rng = np.random.default_rng(5)
-    X = rng.normal(size=(400, 30)) * np.geomspace(0.05, 2, 30)
-    y = (X @ rng.normal(size=(30, 4))).argmax(axis=1)
-    model = mlp((30, 24, 4), seed=0).fit(X[:300], y[:300], epochs=5)
+    X = rng.normal(size=(400, 36)) * np.geomspace(0.05, 2, 36)
+    y = (X @ rng.normal(size=(36, 4))).argmax(axis=1)
+    model = mlp((36, 24, 4), seed=0).fit(X[:300], y[:300], epochs=5)
     return scenes.make_scene(model, X[:300], X[300:], y[300:], n_canaries=n_canaries, seed=1)
 
 
@@ -163,7 +163,9 @@ def test_on_gaussians_of_known_mu_bounds_cover_and_see(bounds, mu, least):
 # -------------------------------------------------------------------------------- the pipelines
 
 
-@pytest.mark.parametrize("pipeline", ["kronecker", "srht", "rounds", "momentum", "estimator"])
+@pytest.mark.parametrize(
+    "pipeline", ["kronecker", "srht", "subspace", "rounds", "momentum", "estimator"]
+)
 def test_no_pipeline_exceeds_its_claim(bounds, scenes, pipelines, pipeline):
     if pipeline == "estimator":
         pytest.importorskip("sklearn")
@@ -171,7 +173,10 @@ def test_no_pipeline_exceeds_its_claim(bounds, scenes, pipelines, pipeline):
     scene = small_scene(scenes, m)
     included = np.random.default_rng(2).random(m) < 0.5
     trial = pipelines.Trial(included=included, epsilon=8.0, delta=1e-5, seed=11)
-    more = {"n_components": 400} if pipeline == "srht" else {}
+    more = {
+        "srht": {"n_components": 400},
+        "subspace": {"n_components": 400, "n_moves": 10},
+    }.get(pipeline, {})
     attacked = pipelines.PIPELINES[pipeline](scene, trial, **more)
     found = bounds.judge(attacked.scores, included, delta=1e-5)
     assert attacked.mu == pytest.approx(1.666, abs=1e-3)

@@ -575,7 +575,7 @@ def small_grid(monkeypatch):
         for rounds in (1, 2)
     ]
     monkeypatch.setattr(_planner, "candidate_schedules", lambda rounds=None: schedules)
-    monkeypatch.setattr(_planner, "neighbours", lambda *_: [])
+    monkeypatch.setattr(_planner, "neighbours", lambda *_, **__: [])
 
 
 def test_a_plan_is_kept_for_the_resumption(folder, small_grid, monkeypatch, capsys):

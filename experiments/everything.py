@@ -16,6 +16,7 @@ from experiments import (
     predicted_utility,
     private_curvature,
     round_cost,
+    subspace_share,
     time_to_accuracy,
 )
 from experiments.attacks import many_run_audit, membership, one_run_audit
@@ -110,6 +111,7 @@ MEASUREMENTS: Final[Mapping[str, Measurement]] = {
         private_curvature.MEASUREMENT,
         round_cost.MEASUREMENT,
         mimic3_memory.MEASUREMENT,
+        subspace_share.MEASUREMENT,
         Measurement(
             name="usps_to_mnist_cnn",
             cells=[{"epsilon": epsilon, "seed": 0, "rounds": 32} for epsilon in (1.0, 2.0, 3.0)],

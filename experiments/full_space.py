@@ -90,7 +90,10 @@ def seeded(task: str, seeds: int) -> list[Task]:
 
 def judged(task: str, epsilon: float, seeds: int) -> Line:
     """Run the study's plan, and the best of the grid."""
-    settings = Store().settings(task, "qexp", epsilon, DELTA)
+    store = Store()
+    settings = store.settings(task, "qexp_full_space", epsilon, DELTA)
+    # Where there are no subspaces to choose from, qexp is that.
+    settings = settings or store.settings(task, "qexp", epsilon, DELTA)
     if settings is None:
         raise ValueError(f"the study has no qexp for {task} at epsilon = {epsilon:g}; run it first")
     return measured(Schedule(**settings), task, epsilon, seeds, grid=True)

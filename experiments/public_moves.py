@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from experiments.fine_tuning import planning_records, surrogate_arguments
+from experiments.fine_tuning import (
+    planning_records,
+    schedule_of,
+    subspace_arguments,
+    surrogate_arguments,
+)
 from experiments.study.methods import METHODS as STUDY_METHODS
 from experiments.study.methods import settings_from_json
 from experiments.study.results import Store
 from experiments.tasks import TASKS, Task
-from qexp.finetune import Schedule
 from qexp.planning._domains import public_domains
 from qexp.planning._halving import Try
 from qexp.planning._simulation import Simulation
@@ -34,33 +39,40 @@ DELTA = 1e-5
 PLANNED = ["qexp", *(name for name in METHODS if STUDY_METHODS[name].takes_budget)]
 
 
-def trial(task: Task, method: str, epsilon: float, seed: int) -> tuple[Try[Any], int]:
-    """Give what tries a method's settings on a public move, and the number of moves."""
+def trial(
+    task: Task, method: str, settings: Any, epsilon: float, seed: int
+) -> tuple[Callable[[int, int], tuple[float, float]], int]:
+    """Give what tries settings on a public move, by its number and a seed; and how many moves."""
     public = public_domains(
         *planning_records(task), **surrogate_arguments(task, "quick"), seed=seed
     )
     n, moves = len(task.X_private), len(public.domains)
+    tried: Try[Any]
     if method == "qexp":
 
         def noise(epsilon: float) -> float:
             return 1 / (n * calibrate_mu(epsilon, DELTA))
 
-        simulation = Simulation(public, n, noise, epsilon, DELTA, "kronecker", (), seed)
+        _, subspace = settings
+        given = {} if subspace is None else subspace_arguments(task) | {"subspaces": [subspace]}
+        simulation = Simulation(public, n, noise, epsilon, DELTA, "kronecker", (), seed, **given)
         tried = simulation.tries(moves, n)
-        return (lambda settings, i, at: tried((settings, None), i, at)), moves
-    target = Target(epsilon, DELTA, "replace_special")
-    return _Simulation(METHODS[method], public, n, target, seed).tries(moves, n), moves
+    else:
+        target = Target(epsilon, DELTA, "replace_special")
+        tried = _Simulation(METHODS[method], public, n, target, seed).tries(moves, n)
+    return (lambda i, at: tried(settings, i, at)), moves
 
 
 def settings_of(task: str, method: str, epsilon: float) -> Any:
-    """Give the settings that the study planned."""
+    """Give the settings that the study planned; of qexp the schedule and the subspace's size."""
     planned = Store().settings(task, method, epsilon, DELTA)
     if planned is None:
         raise ValueError(
             f"the study has no {method} for {task} at epsilon = {epsilon:g}; run it first"
         )
-    kind: Any = Schedule if method == "qexp" else METHODS[method].settings_type
-    return settings_from_json(kind, planned)
+    if method == "qexp":
+        return schedule_of(planned)
+    return settings_from_json(METHODS[method].settings_type, planned)
 
 
 def main() -> None:
@@ -76,8 +88,8 @@ def main() -> None:
         settings = settings_of(given.task, method, given.epsilon)
         scores = []
         for seed in range(given.seed, given.seed + 1000 * given.draws, 1000):
-            tried, moves = trial(task, method, given.epsilon, seed)
-            scores.append(np.mean([tried(settings, i, 5000 + seed + i)[0] for i in range(moves)]))
+            tried, moves = trial(task, method, settings, given.epsilon, seed)
+            scores.append(np.mean([tried(i, 5000 + seed + i)[0] for i in range(moves)]))
         line = {
             "task": given.task,
             "method": method,

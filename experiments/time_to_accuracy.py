@@ -67,6 +67,13 @@ SGD_RUNGS: Final = (
 # Passes over the records; longer runs take Opacus minutes.
 _MOST_PASSES_OF_OPACUS: Final = 50
 _CLIPPING_NORMS: Final = (0.3, 1.0, 3.0)
+# Rungs that are plans of the study's methods.
+_STUDIED: Final = {
+    "qexp/planned": "qexp_full_space",
+    "qexp/planned, subspaces too": "qexp",
+    "dp_sgd/planned": "dp_sgd",
+    "dp_gd/planned": "dp_gd",
+}
 
 
 def schedules(rounds: int, dampings: Sequence[float] = (1e-3, 1e-2, 1e-1)) -> list[Schedule]:
@@ -109,7 +116,7 @@ def ladders() -> dict[str, Variant]:
         rungs[_sgd_name(rate, steps)] = rival_method(dp_sgd, candidates)
     for steps in GD_STEPS:
         rungs[f"dp_gd/{steps} steps"] = rival_method(dp_gd, descents(steps))
-    planned = {f"{name}/planned": METHODS[name] for name in ("qexp", "dp_sgd", "dp_gd")}
+    planned = {rung: METHODS[name] for rung, name in _STUDIED.items()}
     return {name: Variant(method) for name, method in {**rungs, **planned}.items()}
 
 
@@ -215,9 +222,9 @@ def adopt_plans(lines: Lines, store: Store, *, task: str, epsilon: float, delta:
     known = {
         (line["task"], line["method"], line["epsilon"], line["delta"]) for line in lines.read()
     }
-    for name in ("qexp", "dp_sgd", "dp_gd"):
+    for rung, name in _STUDIED.items():
         for line in store.lines(task, name):
-            key = (task, f"{name}/planned", epsilon, delta)
+            key = (task, rung, epsilon, delta)
             if (line["epsilon"], line["delta"]) == key[2:] and key not in known:
                 kept = ("task", "epsilon", "delta", "hyperparameters", "chosen_on")
                 plan = {field: line[field] for field in kept}

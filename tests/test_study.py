@@ -22,14 +22,15 @@ pytest.importorskip("dp_accounting")
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from experiments import __main__ as command_line
-from experiments import everything, public_moves
+from experiments import everything, fine_tuning, public_moves
 from experiments.lines import Lines
-from experiments.study import cells, reasons, report, runner, sampling, summaries
+from experiments.study import cells, methods, reasons, report, runner, sampling, summaries
 from experiments.study.cells import Cell, run_planned
 from experiments.study.methods import METHODS, NO_BUDGET
 from experiments.study.results import Store
 from experiments.study.verdicts import verdicts
 from experiments.tasks import TASKS, Task
+from qexp import CoordinateMask
 from qexp.finetune import Schedule
 from qexp.measures import area_under_roc
 from qexp.models import mlp
@@ -423,9 +424,9 @@ def test_plans_are_judged_on_fresh_public_moves(small, tmp_path, monkeypatch):
     monkeypatch.setattr(public_moves, "Store", lambda: store)
     for method in ("qexp", "dp_gd"):
         settings = public_moves.settings_of("small", method, 1.0)
-        tried, moves = public_moves.trial(small_task(0), method, 1.0, seed=3)
+        tried, moves = public_moves.trial(small_task(0), method, settings, 1.0, seed=3)
         assert moves == 3
-        assert all(0 <= tried(settings, i, 5)[0] <= 1 for i in range(moves))
+        assert all(0 <= tried(i, 5)[0] <= 1 for i in range(moves))
     with pytest.raises(ValueError, match="the study has no dp_sgd for small at epsilon = 1"):
         public_moves.settings_of("small", "dp_sgd", 1.0)
 
@@ -435,9 +436,9 @@ def test_public_moves_are_paired_draw_by_draw(small, tmp_path, monkeypatch, caps
     monkeypatch.setattr(public_moves, "settings_of", lambda task, method, epsilon: method)
     seen = []
 
-    def trial(task, method, epsilon, seed):
-        seen.append((method, seed))
-        return lambda settings, i, at: (0.1 * (method == "dp_gd") + seed / 1e4 + at % 5, 0.0), 1
+    def trial(task, method, settings, epsilon, seed):
+        seen.append((settings, seed))
+        return lambda i, at: (0.1 * (method == "dp_gd") + seed / 1e4 + at % 5, 0.0), 1
 
     monkeypatch.setattr(public_moves, "trial", trial)
     command = ["public_moves", "small", "--methods", "qexp", "dp_gd", "--draws", "3"]
@@ -595,3 +596,59 @@ def test_the_kept_results_are_the_study_s():
     assert {line["task"] for line in lines} <= set(TASKS)
     assert {line["method"] for line in lines} <= set(METHODS)
     assert summaries.summarise(lines)
+
+
+# ----------------------------------------------------------------------- with subspaces and without
+
+
+def test_a_plan_tells_its_subspace_and_is_read_back():
+    subspace = {**SCHEDULE, "subspace": 200}
+    made = fine_tuning.schedule_of(json.loads(json.dumps(subspace)))
+    assert made == (Schedule(**SCHEDULE), 200)
+    assert fine_tuning.schedule_of(SCHEDULE) == (Schedule(**SCHEDULE), None)
+
+    class Planned:
+        schedule, n_components, in_subspace = Schedule(**SCHEDULE), 200, True
+
+    assert fine_tuning.described(Planned()) == subspace
+    Planned.in_subspace = False
+    assert fine_tuning.described(Planned()) == SCHEDULE
+
+
+def test_a_cell_runs_in_the_subspace_that_was_planned(small, monkeypatch):
+    asked = []
+
+    class Learnt:
+        def subspace(self, k):
+            asked.append(k)
+            return CoordinateMask(small_task(0).model.n_parameters, range(k))
+
+    learning = iter(range(2))
+    monkeypatch.setattr(methods, "directions", lambda task: next(learning))
+    monkeypatch.setattr(fine_tuning, "directions", lambda task: Learnt())
+    made = run_planned(Cell("small", "qexp", 1.0, 1e-5, 0), {**SCHEDULE, "subspace": 4})
+    assert asked == [4]
+    assert set(made) == KEYS
+    assert next(learning) == 1  # what is learnt once a model was, before the clock ran
+
+
+def test_images_alone_have_subspaces_to_choose_from(small):
+    assert fine_tuning.subspace_arguments(small_task(0)) == {}
+    only = METHODS["qexp_full_space"].tasks
+    assert "mnist_few_500" in only
+    assert "icu_cardiac" not in only
+    store = Store(Path("nowhere"))
+    missing = runner._missing(["small"], ["qexp", "qexp_full_space"], [1.0], 1e-5, (0,), "", store)
+    assert [group.method for group in missing] == ["qexp"]
+
+
+def test_where_there_is_no_plan_with_subspaces_that_of_the_whole_space_is_judged(tmp_path):
+    store = Store(tmp_path / "results")
+    store.add(seeds("a", "qexp_full_space", 1.0, 0.9) + seeds("a", "dp_gd", 1.0, 0.8))
+    page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
+    assert "| a | 1 | 90.0 ± 0.2, whole space | dp_gd, 80.0 ± 0.2 |" in page
+    store.add(seeds("a", "qexp", 1.0, 0.7))
+    lost = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
+    assert "| a | 1 | 70.0 ± 0.2 | dp_gd, 80.0 ± 0.2 |" in lost
+    assert [v.word for v in verdicts(summaries.summarise(store.all_lines()))] == ["Lost"]
+    assert sampling._judged(store, "a", 1.0) == "qexp"

@@ -56,12 +56,14 @@ def run_planned(
     Returns
     -------
     dict
-        As JSON can hold it. ``seconds`` are of the private part alone, without pretraining and
-        planning, and so are ``cpu_seconds``, of all threads; ``peak_mib`` of the whole process;
-        ``mu`` is None for Poisson samples, whose privacy is no single Gaussian's.
+        As JSON can hold it. ``seconds`` are of the private part alone, without pretraining,
+        planning and learning a subspace, and so are ``cpu_seconds``, of all threads; ``peak_mib``
+        of the whole process; ``mu`` is None for Poisson samples, whose privacy is no single
+        Gaussian's.
     """
     task = task_at(cell.task, cell.seed)
     method = METHODS[cell.method] if method is None else method
+    method.prepare(task, settings)
     started, started_cpu = time.perf_counter(), time.process_time()
     epsilon = cell.epsilon if math.isfinite(cell.epsilon) else 1.0
     tuned = method.run(task, settings, epsilon, cell.delta, cell.seed)

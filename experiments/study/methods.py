@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
-from experiments.fine_tuning import fine_tuned, planning_arguments, planning_records
-from experiments.tasks import Task
+from experiments.fine_tuning import (
+    described,
+    directions,
+    fine_tuned,
+    planning_arguments,
+    planning_records,
+    schedule_of,
+    subspace_arguments,
+)
+from experiments.tasks import Task, images
 from qexp import rivals
 from qexp.bits import insecure_test_generator
 from qexp.finetune import Schedule, Shrinkage
@@ -39,38 +47,57 @@ class StudyMethod:
     run : function of (task, settings, epsilon, delta, seed)
     takes_budget : bool
         False where ε makes no difference.
+    tasks : collection of str, optional
+        The only ones that it is for. Default: all.
+    prepare : function of (task, settings)
+        Public work that is done once a model, such as planning: no part of a run's seconds.
     """
 
     plan: Callable[[Task, float, float, Any], dict[str, Any]]
     run: Callable[[Task, dict[str, Any], float, float, int], Tuned]
     takes_budget: bool = True
+    tasks: Collection[str] | None = None
+    prepare: Callable[[Task, dict[str, Any]], object] = lambda task, settings: None
 
 
 def qexp_method(
     rounds: int | None = None,
     candidates: Sequence[Schedule] | None = None,
     shrinkage: Shrinkage = "none",
+    *,
+    with_subspaces: bool = True,
 ) -> StudyMethod:
-    """Make qexp a method: with so many rounds, or with some schedules to choose from only."""
+    """Make qexp a method: with so many rounds, or with some schedules to choose from only.
+
+    Public subspaces are chosen from where images are moved, but with candidates of one's own.
+    """
 
     def planned(task: Task, epsilon: float, delta: float, effort: Any) -> dict[str, Any]:
         arguments = planning_arguments(task, epsilon, delta, effort)
+        if candidates is None and with_subspaces:
+            arguments |= subspace_arguments(task)
         made = plan(*planning_records(task), rounds=rounds, candidates=candidates, **arguments)
-        return made.schedule.describe()
+        return described(made)
+
+    def prepare(task: Task, settings: dict[str, Any]) -> None:
+        if schedule_of(settings)[1] is not None:
+            directions(task)
 
     def run(task: Task, settings: dict[str, Any], epsilon: float, delta: float, seed: int) -> Tuned:
+        schedule, subspace = schedule_of(settings)
         result = fine_tuned(
             task,
-            Schedule(**settings),
+            schedule,
             epsilon=epsilon,
             delta=delta,
             seed=seed,
+            subspace=subspace,
             shrinkage=shrinkage,
         )
         release = result.release
         return Tuned(result.model, release.mu, release.neighboring_relation, result.rounds_done)
 
-    return StudyMethod(planned, run)
+    return StudyMethod(planned, run, prepare=prepare)
 
 
 def rival_method(
@@ -123,10 +150,11 @@ def settings_from_json(settings_type: type[Any], values: Mapping[str, Any]) -> A
 _FREE: Final = ("public_only", "non_private")
 METHODS: Final[Mapping[str, StudyMethod]] = {
     "qexp": qexp_method(),
-    "qexp_one_round": qexp_method(1),
+    "qexp_one_round": qexp_method(1, with_subspaces=False),
+    "qexp_full_space": replace(qexp_method(with_subspaces=False), tasks=images.TASKS),
     **{name: rival_method(method) for name, method in rivals.METHODS.items()},
 }
-"""qexp with planned rounds, with one round, and every rival."""
+"""qexp as planned; in the whole space, and with one round there; and every rival."""
 
 NO_BUDGET: Final = math.inf
 """The ε of methods that take none."""

@@ -106,6 +106,9 @@ def _missing(
 ) -> Iterator[_Group]:
     for task in tasks:
         for method in methods:
+            only = METHODS[method].tasks
+            if only is not None and task not in only:
+                continue
             known = store.lines(task, method)
             budgets = []
             for epsilon in epsilons if METHODS[method].takes_budget else (NO_BUDGET,):

@@ -24,6 +24,7 @@ from scipy.stats import rankdata
 
 from experiments.lines import Lines, key_of
 from experiments.study.cells import task_at
+from experiments.study.figures import PLANNED
 from experiments.study.methods import METHODS
 from experiments.study.results import Store
 from experiments.study.summaries import summarise
@@ -59,7 +60,8 @@ def known_errors(store: Store) -> dict[tuple[str, float, str], float]:
     return {
         (line["task"], line["epsilon"], line["rival"]): line["standard_error"]
         for line in _lines(store).read()
-        if line["ours"] == _settings(store, line["task"], "qexp", line["epsilon"])
+        if line["method"] == _judged(store, line["task"], line["epsilon"])
+        and line["ours"] == _settings(store, line["task"], line["method"], line["epsilon"])
         and line["theirs"] == _settings(store, line["task"], line["rival"], line["epsilon"])
     }
 
@@ -108,7 +110,7 @@ def _measured(task: str, some: Sequence[Verdict], store: Store) -> list[dict[str
     settings: dict[tuple[str, float | None], Any] = {
         (name, v.ours.epsilon): _settings(store, task, name, v.ours.epsilon)
         for v in some
-        for name in ("qexp", v.best.method)
+        for name in (v.ours.method, v.best.method)
     }
     for seed in range(_SEEDS):
         made = task_at(task, seed)
@@ -116,7 +118,7 @@ def _measured(task: str, some: Sequence[Verdict], store: Store) -> list[dict[str
             epsilon = verdict.cell[1]
             ours, theirs = (
                 METHODS[name].run(made, settings[name, epsilon], epsilon, _DELTA, seed).model
-                for name in ("qexp", verdict.best.method)
+                for name in (verdict.ours.method, verdict.best.method)
             )
             pairs[_key(verdict)].append(
                 (ours.predict_proba(made.X_test), theirs.predict_proba(made.X_test))
@@ -128,11 +130,18 @@ def _measured(task: str, some: Sequence[Verdict], store: Store) -> list[dict[str
             "seeds": _SEEDS,
             "test_records": len(made.y_test),
             "standard_error": standard_error(made.metric, made.y_test, pairs[_key(v)]),
-            "ours": settings["qexp", v.ours.epsilon],
+            "method": v.ours.method,
+            "ours": settings[v.ours.method, v.ours.epsilon],
             "theirs": settings[v.best.method, v.ours.epsilon],
         }
         for v in some
     ]
+
+
+def _judged(store: Store, task: str, epsilon: float) -> str | None:
+    """Name the method that is judged as qexp in a cell."""
+    known = (name for name in PLANNED if _settings(store, task, name, epsilon) is not None)
+    return next(known, None)
 
 
 def _settings(store: Store, task: str, method: str, epsilon: float | None) -> dict[str, Any] | None:

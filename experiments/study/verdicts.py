@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments.study.figures import BOUNDS, OURS
+from experiments.study.figures import BOUNDS, OURS, PLANNED
 from experiments.study.summaries import Difference, Summary, methods_by_cell, paired
 
-__all__ = ["Verdict", "verdicts", "without_budget"]
+__all__ = ["Verdict", "planned", "verdicts", "without_budget"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def verdicts(found: list[Summary]) -> list[Verdict]:
     known = {(s.task, s.method) for s in found if s.epsilon is not None and s.method not in OURS}
     made = []
     for (task, _), methods in sorted(methods_by_cell(found).items()):
-        ours = methods.get("qexp")
+        ours = planned(methods)
         rivals = [s for name, s in methods.items() if name not in (*OURS, *BOUNDS)]
         if ours is None or not rivals:
             continue
@@ -59,6 +60,11 @@ def verdicts(found: list[Summary]) -> list[Verdict]:
         missing = tuple(sorted(m for t, m in known if t == task and m not in methods))
         made.append(Verdict(ours, best, missing, paired(ours, best)))
     return made
+
+
+def planned(methods: Mapping[str, Summary]) -> Summary | None:
+    """Give qexp in a cell; where it has no plan with subspaces yet, that for the whole space."""
+    return next((methods[name] for name in PLANNED if name in methods), None)
 
 
 def without_budget(found: list[Summary], method: str) -> dict[str, Summary]:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from qexp.measures import area_under_roc, average_precision, calibration_error
 from qexp.models import MultilayerPerceptron
 from qexp.planning import Rehearsal
+from qexp.subspace import image_moves
+from qexp.surrogates import Surrogate
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -44,6 +46,9 @@ class Task:
         Default: the model and the held-out records, shifted as their kind is.
     planning_group : array, optional
         A public column of the records that schedules are planned with, such as the care unit.
+    moves_model : MultilayerPerceptron, optional
+        Whose errors say how far images are moved to learn a subspace from. Default: the model that
+        settings are planned with.
     fit_arguments : mapping
         Of ``model.fit``, to fine-tune without privacy.
     """
@@ -63,6 +68,7 @@ class Task:
     image_shape: tuple[int, int] | None = None
     rehearsals: Sequence[Rehearsal] = ()
     planning_group: NDArray[Any] | None = None
+    moves_model: MultilayerPerceptron | None = None
     fit_arguments: Mapping[str, Any] | None = None
 
     def public_records(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
@@ -74,6 +80,16 @@ class Task:
     def planned_on(self) -> Sequence[Rehearsal]:
         """Give what settings are planned on, at least one."""
         return self.rehearsals or [Rehearsal(self.model, *self.public_records(), self.surrogate)]
+
+    def moves(self) -> Sequence[Surrogate]:
+        """Draw moves of public images, to learn a subspace from."""
+        first = self.planned_on()[0]
+        return image_moves(
+            self.moves_model or first.model,
+            first.X_public,
+            first.y_public,
+            image_shape=self.image_shape,
+        )
 
     def non_private(self) -> MultilayerPerceptron:
         """Fine-tune without privacy."""

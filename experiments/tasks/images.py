@@ -141,6 +141,7 @@ def augmented(base: Callable[[int], Task], seed: int = 0) -> Task:
         name=f"{task.name}_augmented",
         model=model,
         rehearsals=[Rehearsal(model, *held_out, drawn(*held_out, count=3))],
+        moves_model=task.model,
     )
 
 

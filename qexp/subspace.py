@@ -170,6 +170,8 @@ class PublicSubspace(FactorProjection):
         combined = np.zeros(out.shape, out.dtype)
         place = 0
         for whole, of_layer in zip(parts, packed, strict=True):
+            if len(of_layer.entries) == 0:
+                continue
             entries = np.empty((len(whole), len(of_layer.entries)), whole.dtype)
             # They are in range; any mode but "raise" writes to `out` without a buffer.
             np.take(
@@ -205,7 +207,9 @@ class PublicSubspace(FactorProjection):
                     _product(layer.left, dtype),
                     _product(layer.right, dtype),
                     layer.rows * layer.right.shape[1] + layer.columns,
-                    None if self.core is None else _product(self.core[start:end], dtype),
+                    None
+                    if self.core is None or start == end
+                    else _product(self.core[start:end], dtype),
                 )
                 for layer, start, end in zip(self.layers, starts[:-1], starts[1:], strict=True)
             ]
@@ -425,7 +429,7 @@ def learn_directions(
     Raises
     ------
     ValueError, TypeError
-        If there are no moves, or records and labels do not fit.
+        If there are no moves, records and labels do not fit, or a move gives what has no gradient.
 
     Notes
     -----
@@ -498,6 +502,8 @@ def image_moves(
 
 def _some_entries(layer: SubspaceLayer, chosen: NDArray[np.intp]) -> SubspaceLayer:
     """Keep some entries, and only the columns of L and R that they need."""
+    if len(chosen) == 0:
+        return SubspaceLayer(layer.left[:, :1], layer.right[:, :1], chosen, chosen)
     left, rows = np.unique(layer.rows[chosen], return_inverse=True)
     right, columns = np.unique(layer.columns[chosen], return_inverse=True)
     return SubspaceLayer(
@@ -520,6 +526,11 @@ def _along_path(
     for step in range(_STEPS):
         at = model if step == 0 else model.with_weights(weights)
         means = _clipped_mean(at, whiteners, X, y)
+        if not all(np.isfinite(mean).all() for mean in means):
+            raise ValueError(
+                "a gradient of moved public records is not finite; moves need to give finite "
+                "records, at least one, with labels that the model knows"
+            )
         yield means
         whole = np.concatenate([mean.ravel() for mean in means]).astype(np.float64)
         weights = weights - _STEP_SIZE * curvature.unwhiten(whole)
@@ -538,6 +549,7 @@ def _clipped_mean(
         shares = np.minimum(1, _CLIPPING_NORM / np.sqrt(np.maximum(squares, 1e-30)))
         for (d, a), total in zip(turned, sums, strict=True):
             total += (d * shares[:, None]).T @ a
-    for total in sums:
-        total /= np.float32(len(X))
+    with np.errstate(invalid="ignore"):  # of no records
+        for total in sums:
+            total /= np.float32(len(X))
     return sums

@@ -39,13 +39,7 @@ def made(k=None, seed=0):
 def explicit(subspace):
     """P as a matrix (p, k): entry (i, j) of Lᵀ G R is l_iᵀ G r_j."""
     blocks = [
-        np.stack(
-            [
-                np.outer(layer.left[:, i], layer.right[:, j]).ravel()
-                for i, j in zip(layer.rows, layer.columns, strict=True)
-            ],
-            axis=1,
-        )
+        np.kron(layer.left, layer.right)[:, layer.rows * layer.right.shape[1] + layer.columns]
         for layer in subspace.layers
     ]
     matrix = np.zeros((P, sum(block.shape[1] for block in blocks)))
@@ -148,6 +142,19 @@ def test_shapes_that_do_not_fit_are_refused():
         made().forward_factors(factors(3)[:1])
 
 
+def test_a_layer_may_have_no_part_in_it():
+    first, second = made().layers
+    none = np.zeros(0, np.intp)
+    idle = SubspaceLayer(second.left[:, :1], second.right[:, :1], none, none)
+    for core in (None, np.linalg.qr(np.random.default_rng(0).normal(size=(12, 4)))[0]):
+        subspace = PublicSubspace([first, idle], core)
+        pairs = factors(5)
+        found = subspace.forward_factors(pairs)
+        assert np.allclose(found, outer_rows(pairs) @ explicit(subspace), atol=1e-12)
+        assert np.allclose(subspace.forward(outer_rows(pairs)), found, atol=1e-12)
+        assert not subspace.adjoint(np.ones(subspace.n_components))[5 * 9 :].any()
+
+
 # ------------------------------------------------------------------------------ what is learnt
 
 
@@ -248,6 +255,10 @@ def test_what_cannot_be_learnt_from_is_refused(task, learnt):
         learnt.subspace(64)
     with pytest.raises(ValueError, match="n_components"):
         learnt.subspace(0)
+    unknown, none = (lambda X, y, rng: (X, y + 7)), (lambda X, y, rng: (X[:0], y[:0]))
+    for move in (unknown, none):
+        with pytest.raises(ValueError, match="a gradient of moved public records is not finite"):
+            learn_directions(model, X, y, moves=[MOVES[0], move])
 
 
 def test_drawn_moves_are_image_shifts_of_different_strength():

@@ -91,17 +91,18 @@ class Simulation:
         if not subspaces:
             return
         learnt = {
-            source: rehearsed_directions(source.model, source.X, source.y, moves)
+            source: [
+                {k: directions.subspace(k) for k in subspaces}
+                for directions in rehearsed_directions(source.model, source.X, source.y, moves)
+            ]
             for source in public.sources
         }
         turns: dict[Source, int] = dict.fromkeys(public.sources, 0)
         for full in self.domains[None]:
-            directions = learnt[full.source][turns[full.source] % 2]
+            of_part = learnt[full.source][turns[full.source] % 2]
             turns[full.source] += 1
-            for k in subspaces:
-                trial = SubspaceTrial(
-                    full.source.model, full.X_private, full.y_private, directions.subspace(k)
-                )
+            for k, subspace in of_part.items():
+                trial = SubspaceTrial(full.source.model, full.X_private, full.y_private, subspace)
                 self.domains.setdefault(k, []).append(replace(full, trial=trial))
 
     def tries(self, surrogates: int, records: int) -> Try[Candidate]:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from qexp import IdentityCurvature, KroneckerCurvature, Schedule, fine_tune, sample_private_weights
+from qexp._files import DamagedFileError
 from qexp.bits import insecure_test_generator
 from qexp.datasets import load_digits
 from qexp.models import mlp
@@ -13,6 +14,7 @@ from qexp.subspace import (
     DAMPING,
     PublicSubspace,
     SubspaceLayer,
+    _projection,
     image_moves,
     learn_directions,
 )
@@ -126,6 +128,64 @@ def test_pickled_it_is_the_same_map():
     pairs = factors(3)
     assert np.array_equal(other.forward_factors(pairs), subspace.forward_factors(pairs))
     assert made(4, seed=1).describe()["digest"] != subspace.describe()["digest"]
+
+
+@pytest.mark.parametrize("k", [None, 4])
+def test_a_file_gives_the_same_map(k, tmp_path):
+    subspace, path = made(k), tmp_path / "subspace.npz"
+    subspace.save(path, learnt_from="these")
+    for other in (PublicSubspace.load(path), PublicSubspace.load(path, learnt_from="these")):
+        assert other.describe() == subspace.describe()
+        assert np.array_equal(other.kept, subspace.kept)
+        pairs = factors(3)
+        assert np.array_equal(other.forward_factors(pairs), subspace.forward_factors(pairs))
+    with pytest.raises(ValueError, match="learnt from another model"):
+        PublicSubspace.load(path, learnt_from="those")
+
+
+def test_a_file_that_is_not_as_it_was_written_is_refused(tmp_path, monkeypatch):
+    subspace, path = made(4), tmp_path / "subspace.npz"
+    subspace.save(path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-100], b"", b"no archive"):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedFileError, match="is not a readable subspace"):
+            PublicSubspace.load(path)
+    np.savez(path, weights=np.ones(3))
+    with pytest.raises(DamagedFileError, match="subspace"):
+        PublicSubspace.load(path)
+    path.write_bytes(whole)
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    np.savez(path, **{**arrays, "scale": arrays["scale"] * 2})
+    with pytest.raises(DamagedFileError, match="does not match its digest"):
+        PublicSubspace.load(path)
+    with pytest.raises(FileNotFoundError):
+        PublicSubspace.load(tmp_path / "none.npz")
+    for name, value, kind, message in (
+        ("_VERSION", 2, ValueError, "has subspace format 1; this version of qexp reads format 2"),
+        ("_FORMAT", "other", DamagedFileError, "is no subspace"),
+    ):
+        path.write_bytes(whole)
+        with monkeypatch.context() as later:
+            later.setattr(_projection, name, value)
+            with pytest.raises(kind, match=message):
+                PublicSubspace.load(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([0, 4], "rows of a layer go from 0 to 4; there are 4 to keep"),
+        ([-1, 0], "rows of a layer go from -1 to 0"),
+        ([0.0, 1.0], "rows of a layer are float64"),
+        ([0], "columns of a layer are int64 of shape"),
+    ],
+)
+def test_entries_that_are_not_there_are_refused(rows, message):
+    layer = SubspaceLayer(np.ones((5, 4)), np.ones((9, 7)), np.array(rows), np.array([0, 1]))
+    with pytest.raises(ValueError, match=message):
+        PublicSubspace([layer])
 
 
 def test_shapes_that_do_not_fit_are_refused():

@@ -28,6 +28,7 @@ from qexp.bits import insecure_test_generator
 from qexp.job import run as run_module
 from qexp.job import settings as settings_module
 from qexp.job import signals
+from qexp.job import subspace as job_subspace
 from qexp.job._svg import line_chart
 from qexp.job.exit_codes import ExitCode, exit_code
 from qexp.job.inputs import open_inputs
@@ -37,6 +38,7 @@ from qexp.job.signals import StopBetweenRounds, Stopper
 from qexp.ledger_file import SharedLedger, read_ledger
 from qexp.models import mlp
 from qexp.planning import _planner
+from qexp.subspace import PublicSubspace, image_moves, learn_directions
 
 JOB = """
 [model]
@@ -221,7 +223,7 @@ def test_settings_are_typed_and_paths_relative_to_the_file(folder, monkeypatch):
 )
 def test_mistakes_are_named_with_what_is_allowed(folder, changes, message):
     if "projection__kind" in changes:
-        changes, message = {}, "projection.n_components: is missing; srht needs it"
+        changes, message = {}, "projection.n_components: is missing beside projection.kind"
         path = write(folder, JOB + '[projection]\nkind = "srht"\n')
     else:
         path = write(folder, **changes)
@@ -968,6 +970,122 @@ def test_a_stop_before_the_first_round_costs_nothing(folder, monkeypatch):
     monkeypatch.setattr(run_module, "open_inputs", stop)
     assert run_job(job(folder)) == ExitCode.INTERRUPTED
     assert read_ledger(folder / "ledger.jsonl").lines == 1
+
+
+# ------------------------------------------------------------------------------------ subspaces
+
+
+SUBSPACE = JOB + '[projection]\nkind = "subspace"\nn_components = 12\n'
+
+
+def test_a_job_in_a_public_subspace_gives_the_bits_of_the_library(folder, capfd):
+    path = write(folder, SUBSPACE)
+    assert cli.main(["run", str(path)]) == 0
+    assert outputs(folder / "out") == sorted([*ALL, "subspace.npz"])
+    public = [np.load(folder / f"public-{name}.npy") for name in ("x", "y")]
+    model = qexp.models.MultilayerPerceptron((16, 6, 3), np.load(folder / "weights.npy"))
+    moves = image_moves(model, *public, image_shape=(4, 4))
+    subspace = learn_directions(model, *public, moves=moves).subspace(12)
+    kept = PublicSubspace.load(folder / "out" / "subspace.npz")
+    assert kept.describe() == subspace.describe()
+    release = qexp.fine_tune(
+        model,
+        *(np.concatenate([np.load(folder / f"{name}-{i}.npy") for i in (1, 2)]) for name in "xy"),
+        schedule=load_settings(path).schedule.fixed(),
+        curvature=qexp.IdentityCurvature(12),
+        projection=subspace,
+        target_epsilon=2.0,
+        target_delta=1e-5,
+        rng=insecure_test_generator(5),
+    ).release
+    assert np.array_equal(weights(folder / "out"), release.weights)
+    document = json.loads((folder / "out" / "certificate.json").read_text())
+    assert document["sizes"]["n_components"] == 12
+    projection = document["certificate"]["public_inputs"]["projection"]
+    assert projection == json.loads(json.dumps(subspace.describe()))
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [line["event"] for line in lines][:3] == ["start", "learning", "learnt"]
+
+
+def test_a_resumed_job_goes_on_in_the_subspace_that_it_kept(folder, monkeypatch, capsys):
+    path = write(folder, SUBSPACE)
+    with monkeypatch.context() as stop:
+        stop.setattr(Stopper, "between_rounds", interrupted)
+        assert cli.main(["run", str(path)]) == ExitCode.INTERRUPTED
+    with monkeypatch.context() as once:
+        once.setattr(job_subspace, "learn_directions", None)
+        changed = write(folder, SUBSPACE.replace("= 12", "= 11"))
+        assert cli.main(["run", str(changed), "--resume"]) == ExitCode.BAD_INPUT
+        assert "was learnt from another model" in capsys.readouterr().err
+        assert cli.main(["run", str(write(folder, SUBSPACE)), "--resume"]) == 0
+    whole = folder / "out" / "subspace.npz"
+    whole.write_bytes(whole.read_bytes()[:-200])
+    assert cli.main(["run", str(path), "--resume"]) == ExitCode.DAMAGED
+    whole.unlink()  # learnt anew it is the same one, on the same machine
+    assert cli.main(["run", str(path), "--resume"]) == 0
+
+
+def interrupted(stopper, *, is_last):
+    raise KeyboardInterrupt
+
+
+def test_a_plan_may_choose_a_public_subspace(folder, small_grid, monkeypatch, capsys):
+    schedules = [qexp.Schedule(rounds=3, clipping_norm=3.0, step_size=0.5, damping=0.01)]
+    monkeypatch.setattr(_planner, "subspace_schedules", lambda rounds=None: schedules)
+    monkeypatch.setattr(_planner, "candidate_schedules", lambda rounds=None: [HOPELESS])
+    path = write(folder, **PLANNED, schedule__subspaces="[5, 12]", run__block_size=50)
+    assert cli.main(["run", str(path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert cli.main(["run", str(path)]) == 0
+    plan = json.loads((folder / "out" / "plan.json").read_text())["plan"]
+    assert plan["in_subspace"]
+    k = plan["n_components"]
+    assert k in (5, 12)
+    assert f"kronecker in a public subspace of {k} directions" in said
+    assert f"planned 3 round(s) in a public subspace of {k} directions" in capsys.readouterr().err
+    assert PublicSubspace.load(folder / "out" / "subspace.npz").n_components == k
+    assert "public_subspace" in (folder / "out" / "report.html").read_text()
+    found = weights(folder / "out")
+    assert cli.main(["run", str(path), "--resume"]) == 0
+    assert np.array_equal(weights(folder / "out"), found)
+
+
+HOPELESS = qexp.Schedule(rounds=1, clipping_norm=1e-3, step_size=1e-6, damping=1e3)
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "message"),
+    [
+        (SUBSPACE, {"public__curvature": '"dense"'}, "projection.kind: a subspace is whitened by"),
+        (SUBSPACE, {"public__labels": None}, "learnt from public.features and public.labels"),
+        (
+            SUBSPACE,
+            {"public__surrogate": '"tabular"', "public__image_shape": None},
+            "projection.kind: a subspace is learnt from moves of images",
+        ),
+        (SUBSPACE, {"projection__n_components": None}, "n_components: is missing beside proj"),
+        (SUBSPACE, {"projection__kind": '"none"'}, "n_components: is there beside proj"),
+        (SUBSPACE, {"schedule__curvature_share": "0.1"}, "schedule.curvature_share: a subspace"),
+        (JOB, {"schedule__subspaces": "[5]"}, "schedule.subspaces: are for a plan"),
+        (JOB, {"schedule__subspaces": "[0]"}, "it needs a list of integers of at least 1"),
+        (SUBSPACE, PLANNED, "with schedule.subspaces for a plan to choose from"),
+        (
+            JOB,
+            {**PLANNED, "schedule__subspaces": "[5]", "public__curvature": '"diagonal"'},
+            "schedule.subspaces: a subspace is whitened by kronecker curvature",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_subspace_is_a_mistake(folder, text, changes, message):
+    with pytest.raises(SettingsError) as caught:
+        load_settings(write(folder, text, **changes))
+    assert message in str(caught.value)
+
+
+def test_a_subspace_of_more_directions_than_weights_is_bad_input(folder, capsys):
+    path = write(folder, SUBSPACE, projection__n_components="124")
+    assert cli.main(["run", str(path)]) == ExitCode.BAD_INPUT
+    assert "projection.n_components is 124, the model has 123 weights" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------------- ranks

@@ -42,6 +42,7 @@ class Inputs:
     shards : qexp.shards.Shards
         This rank's share of the private records; nothing of them is in memory.
     projection : Projection or None
+        But for a subspace, which is learnt once there is a plan: see :mod:`qexp.job.subspace`.
     make_curvature : callable
         Of a model and a damping; of public data alone.
     """
@@ -54,6 +55,11 @@ class Inputs:
     shards: Shards
     projection: Projection | None
     make_curvature: Maker
+
+    @property
+    def bare_model(self) -> Any:
+        """The model without the block size of its private records."""
+        return _bare(self.model)
 
 
 def open_inputs(job: JobSettings, *, rank: int = 0, size: int = 1) -> Inputs:
@@ -95,13 +101,13 @@ def open_inputs(job: JobSettings, *, rank: int = 0, size: int = 1) -> Inputs:
                 _require_as_many(X, other, "public.features", f"public.{name}")
     p = len(model.weights)
     projection: Projection | None = None
+    k = job.projection.n_components
+    if k is not None and k > p:
+        raise ValueError(
+            f"projection.n_components is {k}, the model has {p} weights; it needs no more"
+        )
     if job.projection.kind == "srht":
-        k = job.projection.n_components
         assert k is not None
-        if k > p:
-            raise ValueError(
-                f"projection.n_components is {k}, the model has {p} weights; it needs no more"
-            )
         projection = SRHT(p, k, seed=job.projection.seed)
     return Inputs(
         model=model,
@@ -213,6 +219,10 @@ class _Blocked:
         return self._model.gradient_blocks(X, y, block_size=self._block_size)
 
 
+def _bare(model: Any) -> Any:
+    return model._model if isinstance(model, _Blocked) else model
+
+
 def _in_memory(
     paths: tuple[str, ...] | None, what: str, taken: dict[str, list[str]] | None = None
 ) -> NDArray[Any] | None:
@@ -222,8 +232,7 @@ def _in_memory(
 def _rehearsals(
     job: JobSettings, model: Any, X: NDArray[Any] | None, y: NDArray[Any] | None
 ) -> list[Rehearsal]:
-    made, public = [], job.public
-    bare = getattr(model, "_model", model)  # without its block size
+    made, public, bare = [], job.public, _bare(model)
 
     def curvature(X: NDArray[Any]) -> Literal["kronecker"] | Maker:
         # Of this one the planner knows a fast way.

@@ -1,8 +1,9 @@
 """Running a job: open, plan, fine-tune in rounds that are saved and paid for, write the outputs.
 
 The output folder holds, beside the outputs, all that a later ``--resume`` needs: the checkpoint,
-which pays for no round twice (see :mod:`qexp.finetune._checkpoint`), and the plan, so that the
-schedule stays the same. Every file is the old one or the new one, whole.
+which pays for no round twice (see :mod:`qexp.finetune._checkpoint`), the plan, so that the
+schedule stays the same, and the subspace, if there is one. Every file is the old one or the new
+one, whole.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ from qexp.job.log import Log
 from qexp.job.report import write_report
 from qexp.job.settings import JobSettings
 from qexp.job.signals import Stopper
+from qexp.job.subspace import in_subspace, kept_subspace, learnt_subspace, subspace_size
 from qexp.ledger_file import SharedLedger, read_ledger
 from qexp.privacy import calibrate_mu
+from qexp.subspace import PublicSubspace
 
 __all__ = ["communicator", "dry_run", "run_job"]
 
@@ -149,6 +152,10 @@ class _Run:
             schedule: Schedule = ranks.broadcast_object(
                 None if not is_root else _schedule(job, plan)
             )
+            subspace = ranks.broadcast_object(self._subspace(inputs, plan) if is_root else None)
+            if subspace is not None:
+                inputs = in_subspace(inputs, subspace)
+                sizes = summary(inputs)
             self.stopper.begin_rounds()
             result = self._fine_tune(inputs, schedule, ledger)
             self.stopper.end_rounds()
@@ -185,9 +192,10 @@ class _Run:
         expected = predicted(made)
         self.log.event(
             "planned",
-            f"planned {made['schedule']['rounds']} round(s) in {time.monotonic() - began:.0f} s; "
-            f"predicted {expected.name}: {expected.sentence()}",
+            f"planned {made['schedule']['rounds']} round(s){_space_words(job, made)} in "
+            f"{time.monotonic() - began:.0f} s; predicted {expected.name}: {expected.sentence()}",
             schedule=made["schedule"],
+            subspace=subspace_size(job, made),
             score=made["score"],
             predicted_score=made["predicted_score"],
             score_before=made["score_before"],
@@ -196,6 +204,13 @@ class _Run:
             seconds=round(time.monotonic() - began, 1),
         )
         return made
+
+    def _subspace(self, inputs: Inputs, plan: Mapping[str, Any] | None) -> PublicSubspace | None:
+        size = subspace_size(self.job, plan)
+        if size is None:
+            return None
+        learnt_from = _digest([_what_shapes_the_plan(self.job, inputs), size])
+        return kept_subspace(self.job, inputs, size, self.log, learnt_from=learnt_from)
 
     def _fine_tune(
         self, inputs: Inputs, schedule: Schedule, ledger: SharedLedger | None
@@ -278,6 +293,11 @@ class _Run:
             mu=release.mu,
             folder=folder,
         )
+
+
+def _space_words(job: JobSettings, plan: Mapping[str, Any] | None) -> str:
+    size = subspace_size(job, plan)
+    return "" if size is None else f" in a public subspace of {size} directions"
 
 
 def _records(sizes: Mapping[str, Any]) -> str:
@@ -427,6 +447,7 @@ def _planned(job: JobSettings, inputs: Inputs, *, progress: bool) -> dict[str, A
         image_shape=None if shape is None else (shape[0], shape[1]),
         public_group=inputs.public_groups,
         curvature=first.curvature,
+        subspaces=job.schedule.subspaces,
         score=job.schedule.score,
         effort=job.schedule.effort,
         seed=job.run.public_seed,
@@ -456,15 +477,18 @@ def dry_run(job: JobSettings) -> str:
     """
     with _threads(job.run.threads):
         inputs = open_inputs(job)
-        sizes = summary(inputs)
         planned = _planned(job, inputs, progress=True) if job.schedule.rounds == "plan" else None
         schedule = _schedule(job, planned)
+        size = subspace_size(job, planned)
+        if size is not None:
+            inputs = in_subspace(inputs, learnt_subspace(job, inputs, size, progress=True))
+        sizes = summary(inputs)
         seconds, memory = _trial(job, inputs, schedule, sizes["n_records"])
     mu = calibrate_mu(job.privacy.epsilon, job.privacy.delta)
     rows = [
         ("private", f"{_records(sizes)} (public; no value was read)"),
         ("weights", f"{sizes['n_parameters']}, drawn in {sizes['n_components']} dimensions"),
-        ("curvature", job.public.curvature),
+        ("curvature", f"{job.public.curvature}{_space_words(job, planned)}"),
         (
             "schedule",
             f"{schedule.rounds} round(s), clipping norm {schedule.clipping_norm:g}, step size "

@@ -155,6 +155,7 @@ _SIZES = _list_of(
     _integer(1), 2, "a list of integers: features, sizes of hidden layers, classes (at least 2)"
 )
 _KEEPS = _Check("a list of two numbers above 0 and below 1, the smaller first", _to_keeps)
+_COUNTS = _list_of(_integer(1), 0, "a list of integers of at least 1")
 _IMAGE = _list_of(_integer(1), 2, "a list of two integers: height, width")
 
 
@@ -305,6 +306,12 @@ class ScheduleSettings:
         "what a plan ranks schedules by; auroc is for two classes of which one is rare",
         "accuracy",
     )
+    subspaces: tuple[int, ...] = _key(
+        _COUNTS,
+        "sizes of public subspaces that a plan may choose beside the whole space, such as [50, "
+        "200, 1000]; of images, and with kronecker curvature",
+        (),
+    )
     clipping_norm: float | None = _key(_POSITIVE, "in whitened units; needed without a plan", None)
     step_size: float | None = _key(_POSITIVE, "needed without a plan", None)
     damping: float | None = _key(_POSITIVE, "of the curvature; needed without a plan", None)
@@ -348,11 +355,14 @@ class ScheduleSettings:
 class ProjectionSettings:
     """[projection]: fewer dimensions for the private sum."""
 
-    kind: Literal["none", "srht"] = _key(
-        _choice("none", "srht"), "srht: subsampled randomized Hadamard transform", "none"
+    kind: Literal["none", "srht", "subspace"] = _key(
+        _choice("none", "srht", "subspace"),
+        "srht: subsampled randomized Hadamard transform; subspace: the directions that moves of "
+        "public images call for, whitened by their kronecker curvature",
+        "none",
     )
-    n_components: int | None = _key(_integer(1), "k; needed for srht", None)
-    seed: int = _key(_integer(0), "of the projection, public", 0)
+    n_components: int | None = _key(_integer(1), "k; needed for srht and subspace", None)
+    seed: int = _key(_integer(0), "of an srht, public", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -596,7 +606,7 @@ def _contradictions(job: JobSettings) -> list[str]:
         need(
             job.projection.kind == "none",
             "schedule.rounds: plans are made without a projection; give rounds as a number, or "
-            'projection.kind = "none"',
+            'projection.kind = "none", with schedule.subspaces for a plan to choose from',
         )
     else:
         for name in ("clipping_norm", "step_size", "damping"):
@@ -605,6 +615,11 @@ def _contradictions(job: JobSettings) -> list[str]:
                 f"schedule.{name}: is missing; without a plan it needs a finite number above 0",
             )
         need(not job.rehearsal, 'rehearsal: is for a plan, schedule.rounds = "plan"')
+        need(
+            not schedule.subspaces,
+            "schedule.subspaces: are for a plan to choose from; with rounds as a number give "
+            'projection.kind = "subspace"',
+        )
     need(
         not (schedule.refresh_curvature and schedule.curvature_share),
         "schedule.curvature_share: private curvature is paid for once and kept for all rounds; it "
@@ -639,20 +654,41 @@ def _contradictions(job: JobSettings) -> list[str]:
         public.groups is None or public.surrogate == "tabular",
         'public.groups: needs public.surrogate = "tabular"',
     )
-    if job.projection.kind == "srht":
-        need(
-            job.projection.n_components is not None,
-            "projection.n_components: is missing; srht needs it",
-        )
+    projection = job.projection
+    need(
+        (projection.kind == "none") == (projection.n_components is None),
+        f"projection.n_components: is {'missing' if projection.n_components is None else 'there'} "
+        f'beside projection.kind = "{projection.kind}"; srht and subspace need it, none does not',
+    )
+    if projection.kind == "srht":
         need(
             public.curvature in ("dense", "identity"),
-            f"public.curvature: is {public.curvature!r}, which needs layers; behind a projection "
-            "it needs dense or identity",
+            f"public.curvature: is {public.curvature!r}, which needs layers; behind an srht it "
+            "needs dense or identity",
         )
-    else:
+    if projection.kind == "subspace" or schedule.subspaces:
+        key = "schedule.subspaces" if schedule.subspaces else "projection.kind"
         need(
-            job.projection.n_components is None,
-            'projection.n_components: needs projection.kind = "srht"',
+            public.curvature == "kronecker",
+            f"{key}: a subspace is whitened by kronecker curvature; public.curvature is "
+            f"{public.curvature!r}",
+        )
+        need(
+            public.surrogate == "images",
+            f"{key}: a subspace is learnt from moves of images, which no others are drawn for; "
+            f"public.surrogate is {public.surrogate!r}",
+        )
+        need(
+            model.kind == "perceptron",
+            f"{key}: subspaces are learnt for perceptrons; in Python for any layered model",
+        )
+        need(
+            public.features is not None and public.labels is not None,
+            f"{key}: a subspace is learnt from public.features and public.labels; both are needed",
+        )
+        need(
+            not schedule.curvature_share,
+            "schedule.curvature_share: a subspace is whitened by public curvature; leave it out",
         )
     need(
         job.private.max_records_per_user is None or job.private.groups is not None,

@@ -60,13 +60,14 @@ def measured(task: str, k: int) -> Line:
     """Measure how much k directions hold."""
     learnt = directions(_seen(task))
     subspace = learnt.subspace(k)
-    # Lᵀ P, with the scale taken off: its columns are orthonormal.
-    basis = learnt.whitened(subspace) / subspace.scale
-    shares = [
-        float(np.mean(np.square(rows @ basis).sum(axis=1) / np.square(rows).sum(axis=1)))
-        for rows in _gradients(task)
-    ]
-    return {"of_fresh_moves": shares[0], "of_private": shares[1], "of_any": k / len(basis)}
+    whitened = learnt.whitened(subspace)
+    shares = []
+    for rows in _gradients(task):
+        # With the scale taken off, the directions are orthonormal.
+        held = np.square(whitened.forward(rows) / subspace.scale).sum(axis=1)
+        shares.append(float(np.mean(held / np.square(rows).sum(axis=1))))
+    of_any = k / subspace.n_parameters
+    return {"of_fresh_moves": shares[0], "of_private": shares[1], "of_any": of_any}
 
 
 def _tables(lines: list[Line]) -> dict[str, str]:

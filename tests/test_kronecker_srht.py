@@ -2,6 +2,7 @@ import warnings
 
 import numpy as np
 import pytest
+from layered_factors import outer_rows, random_factors
 from scipy.linalg import hadamard
 
 from qexp import DenseCurvature, IdentityCurvature, _core, sample_private_weights
@@ -13,23 +14,7 @@ SHAPES = ((5, 9), (3, 8), (1, 1))
 
 
 def factors(m, dtype=np.float64, positions=None, seed=0):
-    rng = np.random.default_rng(seed)
-    middle = () if positions is None else (positions,)
-    return [
-        (
-            rng.normal(size=(m, *middle, inp)).astype(dtype),
-            rng.normal(size=(m, *middle, out)).astype(dtype),
-        )
-        for out, inp in SHAPES
-    ]
-
-
-def outer_rows(pairs):
-    parts = []
-    for inputs, deltas in pairs:
-        equation = "mo,mi->moi" if inputs.ndim == 2 else "mto,mti->moi"
-        parts.append(np.einsum(equation, deltas, inputs).reshape(len(inputs), -1))
-    return np.concatenate(parts, axis=1)
+    return random_factors(SHAPES, m, positions, dtype, seed)
 
 
 def explicit(projection):

@@ -3,6 +3,7 @@ import warnings
 
 import numpy as np
 import pytest
+from layered_factors import outer_rows, random_factors
 
 from qexp import IdentityCurvature, KroneckerCurvature, Schedule, fine_tune, sample_private_weights
 from qexp._files import DamagedFileError
@@ -53,23 +54,7 @@ def explicit(subspace):
 
 
 def factors(m, positions=None, dtype=np.float64, seed=1):
-    rng = np.random.default_rng(seed)
-    middle = () if positions is None else (positions,)
-    return [
-        (
-            rng.normal(size=(m, *middle, inp)).astype(dtype),
-            rng.normal(size=(m, *middle, out)).astype(dtype),
-        )
-        for out, inp in SHAPES
-    ]
-
-
-def outer_rows(pairs):
-    parts = []
-    for inputs, deltas in pairs:
-        equation = "mo,mi->moi" if inputs.ndim == 2 else "mto,mti->moi"
-        parts.append(np.einsum(equation, deltas, inputs).reshape(len(inputs), -1))
-    return np.concatenate(parts, axis=1)
+    return random_factors(SHAPES, m, positions, dtype, seed)
 
 
 # ------------------------------------------------------------------------------------ the map
@@ -260,7 +245,8 @@ def whitened(task, subspace):
 def test_its_coordinates_are_whitened(task, learnt, k):
     columns = whitened(task, learnt.subspace(k))
     assert columns.shape == (63, k)
-    assert np.allclose(columns, learnt.whitened(learnt.subspace(k)), atol=1e-8)
+    of_whitened = learnt.whitened(learnt.subspace(k))
+    assert np.allclose(columns.T, of_whitened.adjoint(np.eye(k)), atol=1e-8)
     scale = learnt.subspace(k).scale
     assert np.allclose(columns.T @ columns, np.diag(scale**2), atol=1e-8)
     assert scale.max() == 1

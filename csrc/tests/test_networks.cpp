@@ -3,26 +3,18 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include "networks.hpp"
 #include "parallel.hpp"
+#include "random_values.hpp"
 
 namespace {
 
 using qexp::Activation;
 using qexp::Network;
 using qexp::RowView;
-
-template <class T>
-std::vector<T> random_values(std::size_t count, unsigned seed) {
-  std::mt19937 engine(seed);
-  std::normal_distribution<double> normal;
-  std::vector<T> values(count);
-  for (T& v : values) v = static_cast<T>(normal(engine));
-  return values;
-}
+using qexp::testing::random_values;
 
 template <class T>
 RowView<T> view(std::vector<T>& values, std::size_t columns) {

@@ -4,10 +4,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include "parallel.hpp"
+#include "random_values.hpp"
 #include "row_gemm.hpp"
 
 namespace {
@@ -15,15 +15,7 @@ namespace {
 using qexp::PackedMatrix;
 using qexp::RowView;
 using qexp::Triangle;
-
-template <class T>
-std::vector<T> random_values(std::size_t count, unsigned seed) {
-  std::mt19937 engine(seed);
-  std::normal_distribution<double> normal;
-  std::vector<T> values(count);
-  for (T& v : values) v = static_cast<T>(normal(engine));
-  return values;
-}
+using qexp::testing::random_values;
 
 template <class T>
 RowView<T> view(T* data, std::size_t rows, std::size_t columns) {

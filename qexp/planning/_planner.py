@@ -186,6 +186,8 @@ def plan(
             "curvature is a function, which is of the planned model's public records; give every "
             "rehearsal a `curvature` of its own records"
         )
+    if subspaces:
+        _require_learnable(moves, surrogate, curvature)
     public = public_domains(
         model,
         X_public,
@@ -200,9 +202,7 @@ def plan(
         seed=seed,
     )
     if subspaces:
-        subspaces, moves = _checked_subspaces(
-            subspaces, moves, public.sources[0], surrogate, image_shape, curvature
-        )
+        subspaces, moves = _sizes_and_moves(subspaces, moves, public.sources[0], image_shape)
     simulation = Simulation(
         public,
         n,
@@ -270,27 +270,30 @@ def plan(
     )
 
 
-def _checked_subspaces(
-    subspaces: Sequence[int],
-    moves: Sequence[Surrogate] | None,
-    source: Source,
-    surrogate: Shifts,
-    image_shape: tuple[int, int] | None,
-    curvature: object,
-) -> tuple[Sequence[int], Sequence[Surrogate]]:
-    """Give the sizes in order, and the moves that were given or are drawn."""
+def _require_learnable(
+    moves: Sequence[Surrogate] | None, surrogate: Shifts, curvature: object
+) -> None:
     if curvature != "kronecker":
         raise ValueError("subspaces go with curvature='kronecker', by which they are whitened")
-    p = len(source.model.weights)
-    sizes = sorted({min(_checks.count(k, "a size of subspaces"), p) for k in subspaces})
-    if moves is not None:
-        return sizes, list(moves)
-    if surrogate != "images":
+    if moves is None and surrogate != "images":
         raise ValueError(
             "subspaces need moves to be learnt from: they are drawn for surrogate='images', and "
             "else to be given as functions move(X, y, rng) -> (X, y)"
         )
-    return sizes, image_moves(source.model, source.X, source.y, image_shape=image_shape)
+
+
+def _sizes_and_moves(
+    subspaces: Sequence[int],
+    moves: Sequence[Surrogate] | None,
+    source: Source,
+    image_shape: tuple[int, int] | None,
+) -> tuple[Sequence[int], Sequence[Surrogate]]:
+    """Give the sizes in order, and the moves that were given or are drawn."""
+    p = len(source.model.weights)
+    sizes = sorted({min(_checks.count(k, "a size of subspaces"), p) for k in subspaces})
+    if moves is None:
+        moves = image_moves(source.model, source.X, source.y, image_shape=image_shape)
+    return sizes, list(moves)
 
 
 def _hopeful(

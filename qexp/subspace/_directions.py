@@ -89,22 +89,18 @@ class Directions:
         kept = np.square(core).T @ curvature[chosen]
         return PublicSubspace(layers, core, scale=_scale(energy), kept=kept)
 
-    def whitened(self, subspace: PublicSubspace) -> NDArray[np.float64]:
-        """Give the columns of P in whitened coordinates, (p, k): orthogonal, as long as its scale.
+    def whitened(self, subspace: PublicSubspace) -> PublicSubspace:
+        """Give the same map, but of gradients that are whitened already.
 
-        For small k: this is as large as P.
+        Its columns are orthogonal, each as long as its scale.
         """
-        steps = subspace.adjoint(np.eye(subspace.n_components))
-        parts, start = [], 0
-        for layer in self._curvature.layers:
-            inverse_a, inverse_b = layer.arrays()
-            (out, inp), end = layer.shape, start + layer.n_parameters
-            of_layer = steps[:, start:end].reshape(-1, out, inp)
-            roots = np.linalg.inv(inverse_b).T, np.linalg.inv(inverse_a)
-            parts.append((roots[0] @ of_layer @ roots[1]).reshape(len(steps), -1))
-            start = end
-        whole: NDArray[np.float64] = np.concatenate(parts, axis=1).T
-        return whole
+        layers = []
+        for layer, of_layer in zip(subspace.layers, self._curvature.layers, strict=True):
+            inverse_a, inverse_b = of_layer.arrays()
+            left = np.linalg.inv(inverse_b).T @ layer.left
+            right = np.linalg.inv(inverse_a).T @ layer.right
+            layers.append(SubspaceLayer(left, right, layer.rows, layer.columns))
+        return PublicSubspace(layers, subspace.core, scale=subspace.scale)
 
     def _turned(self) -> tuple[list[SubspaceLayer], NDArray[np.float32], NDArray[np.float64]]:
         """Give all entries of the turned layers, those of the gradients, and their curvature."""

@@ -63,6 +63,7 @@ def test_every_kernel_has_a_suite():
         "limits",
         "row_gemm",
         "srht",
+        "subspace",
         "triangular",
         "whole_draw",
     }

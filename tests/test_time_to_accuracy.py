@@ -181,7 +181,7 @@ def test_opacus_says_what_to_install(monkeypatch):
     [
         ({}, True),
         ({"sampling_rate": 1 / 16, "steps": 800}, True),
-        ({"sampling_rate": 1 / 16, "steps": 801}, False),  # more than 50 passes
+        ({"sampling_rate": 1 / 16, "steps": 1601}, False),  # more than 100 passes
         ({"sampling_rate": 0.4}, False),  # three batches, which would be a rate of 1/3
         ({"sampling_rate": 1.0}, False),
         ({"clipping": "automatic"}, False),

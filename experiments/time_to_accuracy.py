@@ -62,10 +62,10 @@ SGD_RUNGS: Final = (
     *itertools.product((1 / 50,), (25, 100)),
     *itertools.product((1 / 16,), (50, 200)),
     # The last ones take ten times as long as qexp's best, to see whether they get there.
-    *itertools.product((1 / 4,), (25, 50, 200, 800, 2000)),
+    *itertools.product((1 / 4,), (25, 50, 200, 400, 800, 2000)),
 )
 # Passes over the records; longer runs take Opacus minutes.
-_MOST_PASSES_OF_OPACUS: Final = 50
+_MOST_PASSES_OF_OPACUS: Final = 100
 _CLIPPING_NORMS: Final = (0.3, 1.0, 3.0)
 # Rungs that are plans of the study's methods.
 _STUDIED: Final = {
@@ -317,8 +317,8 @@ the method's whole grid. One process, one thread, methods in turn; seconds are m
 private part in CPU time, which on one thread is the wall-clock of a quiet machine: with the
 curvature's making, without planning and without the search for DP-SGD's noise multiplier (about a
 second). Accuracies are means over seeds ± half of their 95 % interval. Opacus runs the settings and
-the noise of our DP-SGD, but for rungs of more than 50 passes over the records, which would take it
-minutes a run: its "never" is within 50 passes. Written by `python -m experiments report` from what
+the noise of our DP-SGD, but for rungs of more than 100 passes over the records, which would take it
+minutes a run: its "never" is within 100 passes. Written by `python -m experiments report` from what
 `python -m experiments.time_to_accuracy --opacus` measured."""
 
 

@@ -206,15 +206,42 @@ def test_what_opacus_cannot_run_is_left_out(small, tmp_path, capsys):
     assert runs == ["dp_sgd/planned"] * 2
 
 
+def test_opacus_runs_the_first_seeds_alone(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(time_to_accuracy, "OPACUS_SEEDS", 1)
+    ours = vars(SGDSettings(sampling_rate=0.25, steps=10))
+    method = StudyMethod(
+        lambda *_: ours, lambda task, *_: Tuned(task.model, None, "replace_special", 10)
+    )
+    rungs = {name: Variant(method) for name in ("dp_sgd/short", "opacus/short")}
+    lines = lines_at(tmp_path / "lines.jsonl")
+    for _ in range(2):  # the second time there is nothing to do
+        time_to_accuracy.run(rungs, lines, seeds=range(3), **CELL)
+    runs = [(line["method"], line["seed"]) for line in lines.read() if line["seed"] is not None]
+    ours, theirs = "dp_sgd/short", "opacus/short"
+    assert sorted(runs) == [(ours, 0), (ours, 1), (ours, 2), (theirs, 0)]
+
+
 # ---------------------------------------------------------------------------------- reporting
 
 
 def test_the_quickest_rung_that_is_good_enough_counts():
     ladder = [summary("b/1", 0.8, 1.0), summary("b/2", 0.92, 3.0), summary("b/3", 0.91, 2.0)]
-    answer = time_to_accuracy.quickest(ladder, 0.9)
+    answer = time_to_accuracy.quickest(ladder, summary("a/1", 0.9, 1.0))
     assert (answer.rung.method, answer.reached) == ("b/3", True)
-    answer = time_to_accuracy.quickest(ladder, 0.95)
+    answer = time_to_accuracy.quickest(ladder, summary("a/1", 0.95, 1.0))
     assert (answer.rung.method, answer.reached) == ("b/2", False)
+
+
+def test_methods_of_fewer_seeds_are_compared_on_those(tmp_path):
+    lines = lines_at(tmp_path / "lines.jsonl")
+    for seed, value in enumerate((0.8, 0.7)):
+        lines.add(line("qexp/1 round", seed, value, 0.1))
+    lines.add(line("opacus/short", 0, 0.76, 2.0))
+    page, _ = time_to_accuracy.write(lines, tmp_path)
+    text = page.read_text("utf-8")
+    assert "2 seeds, 1 of opacus. For every rung" in text
+    assert "never, tied: 76.0 in 2.00 s" in text
+    assert "1 of qexp's accuracies it does not reach" in text
 
 
 def test_the_page_tells_ratios_and_what_was_not_reached(tmp_path):

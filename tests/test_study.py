@@ -260,8 +260,27 @@ def test_the_report_tells_wins_ties_and_losses(tmp_path):
     assert "the pretrained model 40.0 ± 0.0, without privacy 95.0" in page
     assert all(path.stat().st_size > 0 for path in written)
     # The others have one budget, which makes no curve.
-    assert [path.name for path in written[1:]] == ["study-lost.png"]
-    assert page.count("](figures/") == 1
+    assert [path.name for path in written[1:]] == ["study-at-a-glance.png", "study-lost.png"]
+    assert page.count("](figures/") == 2
+
+
+def test_the_glance_is_of_one_budget_and_of_tasks_that_were_run_without_privacy(tmp_path):
+    store = Store(tmp_path / "results")
+    for n, ours in ((1000, 0.9), (250, 0.8)):
+        task = f"few_{n}"
+        store.add(seeds(task, "qexp", 1.0, ours) + seeds(task, "dp_gd", 1.0, 0.85))
+        store.add(seeds(task, "qexp", 2.0, 0.5) + seeds(task, "non_private", None, 0.95))
+    store.add(seeds("few_250", "dp_sgd", 1.0, 0.7))
+    store.add(seeds("other", "qexp", 1.0, 0.9) + seeds("other", "dp_gd", 1.0, 0.8))
+    page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
+    text = section(page, "At a glance")
+    rows = [row.strip("| ").split(" | ") for row in text.splitlines() if row.startswith("| few")]
+    free, best = "95.0 ± 0.2", "dp_gd, 85.0 ± 0.2"
+    assert rows == [
+        ["few_250", "40.0 ± 0.0", "70.0 ± 0.2", best, "80.0 ± 0.2", "lost", free],
+        ["few_1000", "40.0 ± 0.0", "", best, "90.0 ± 0.2", "won", free],
+    ]
+    assert "other" not in text
 
 
 def test_pairs_tell_what_means_alone_do_not(tmp_path):

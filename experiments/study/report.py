@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from experiments.study import glance
 from experiments.study.figures import (
     BOUNDS,
     PLANNED,
@@ -62,7 +63,14 @@ def write(store: Store | None = None, docs: Path = DOCS) -> list[Path]:
     tasks = sorted({summary.task for summary in found})
     figures = docs / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    written, parts = [], [_HEAD, _methods()]
+    written, parts = [], [_HEAD]
+    rows = glance.rows_of(found, {task: _before(task, lines) for task in tasks})
+    if rows:
+        path = figures / "study-at-a-glance.png"
+        glance.plot(rows, path)
+        written.append(path)
+        parts.append(glance.section(rows, f"figures/{path.name}"))
+    parts.append(_methods())
     for task in tasks:
         of_task = [summary for summary in found if summary.task == task]
         figure = None

@@ -55,8 +55,9 @@ RESULTS: Final = FOLDER / "time_to_accuracy.jsonl"
 RELATION: Final = "replace_special"
 # With ten, the best of DP-SGD's rungs could not be told from qexp's.
 SEEDS: Final = 30
-# Of Opacus, whose runs take the most: a minute each.
-OPACUS_SEEDS: Final = 10
+# Of the longest runs of Opacus, of half a minute and more.
+LONG_SEEDS: Final = 10
+_LONG_PASSES: Final = 40
 ROUNDS: Final = (1, 2, 4, 8, 16)
 GD_STEPS: Final = (8, 32, 128)
 # Rates that Opacus' loader, which counts lots in an epoch, does not round.
@@ -149,6 +150,13 @@ def opacus_can_run(settings: Mapping[str, Any], n_records: int) -> bool:
     return math.isclose(1 / batches, rate, rel_tol=1e-9)
 
 
+def _is_long(name: str, settings: Mapping[str, Any]) -> bool:
+    if method_of(name) != "opacus":
+        return False
+    passes: float = settings["sampling_rate"] * settings["steps"]
+    return passes > _LONG_PASSES
+
+
 def _not_planned(task: Task, epsilon: float, delta: float, effort: Any) -> dict[str, Any]:
     raise NotImplementedError("Opacus runs at the settings of dp_sgd")
 
@@ -197,8 +205,8 @@ def run(
         if not opacus_can_run(settings[name], n_records):
             print(f"{name}: left out, Opacus cannot run {settings[name]}", file=sys.stderr)
             del settings[name]
-    ours = {name: settings[name] for name in settings if method_of(name) != "opacus"}
-    parts = [(settings, seeds[:OPACUS_SEEDS]), (ours, seeds)]
+    short = {name: values for name, values in settings.items() if not _is_long(name, values)}
+    parts = [(settings, seeds[:LONG_SEEDS]), (short, seeds)]
     cell: dict[str, Any] = {"task": task, "epsilon": epsilon, "delta": delta}
     if not any(missing_runs(some, lines, **cell, seeds=of_these) for some, of_these in parts):
         return
@@ -344,7 +352,7 @@ def _section(found: list[Summary], title: str, figure: str) -> str:
         "",
         f"![{found[0].metric} against seconds](figures/{figure})",
         "",
-        f"{_seeds(by_method)}. For every rung of qexp, the quickest rung of each "
+        f"{_seeds(found)}. For every rung of qexp, the quickest rung of each "
         "other method whose mean is as high, and how many times as long as qexp it takes; where "
         "no rung of its ladder gets there, the best one, called tied where the 95 % "
         "interval of the differences, seed by seed, holds 0.",
@@ -377,12 +385,11 @@ def _section(found: list[Summary], title: str, figure: str) -> str:
     return "\n".join(rows)
 
 
-def _seeds(by_method: Mapping[str, list[Summary]]) -> str:
-    """Say how many seeds there are, and of which methods there are fewer."""
-    most = {method: max(s.seeds for s in ladder) for method, ladder in by_method.items()}
-    of_all = max(most.values())
-    fewer = [f"{n} of {method}" for method, n in most.items() if n < of_all]
-    return f"{of_all} seeds" + (f", {', '.join(fewer)}" if fewer else "")
+def _seeds(found: Sequence[Summary]) -> str:
+    """Say how many seeds there are, and of which rungs there are fewer."""
+    most = max(s.seeds for s in found)
+    fewer = [f"{s.seeds} of {s.method.replace('/', ', ')}" for s in found if s.seeds < most]
+    return f"{most} seeds" + (f", {'; '.join(fewer)}" if fewer else "")
 
 
 _BARS: Final = {"dp_sgd": 10.0, "opacus": 50.0}
@@ -504,7 +511,7 @@ def main() -> None:
         "--seeds",
         type=int,
         default=SEEDS,
-        help="0 up to this number less one, of Opacus ten of them (default: %(default)s)",
+        help="0 up to this number less one, of the longest rungs ten (default: %(default)s)",
     )
     parser.add_argument("--opacus", action="store_true", help="with Opacus' DP-SGD as well")
     parser.add_argument("--plan", action="store_true", help="do not take the study's plans")

@@ -206,9 +206,12 @@ def test_what_opacus_cannot_run_is_left_out(small, tmp_path, capsys):
     assert runs == ["dp_sgd/planned"] * 2
 
 
-def test_opacus_runs_the_first_seeds_alone(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(time_to_accuracy, "OPACUS_SEEDS", 1)
-    ours = vars(SGDSettings(sampling_rate=0.25, steps=10))
+@pytest.mark.parametrize(("steps", "n_seeds"), [(100, 3), (200, 1)])
+def test_long_rungs_of_opacus_run_the_first_seeds_alone(
+    small, tmp_path, monkeypatch, steps, n_seeds
+):
+    monkeypatch.setattr(time_to_accuracy, "LONG_SEEDS", 1)
+    ours = vars(SGDSettings(sampling_rate=0.25, steps=steps))
     method = StudyMethod(
         lambda *_: ours, lambda task, *_: Tuned(task.model, None, "replace_special", 10)
     )
@@ -218,7 +221,8 @@ def test_opacus_runs_the_first_seeds_alone(small, tmp_path, monkeypatch):
         time_to_accuracy.run(rungs, lines, seeds=range(3), **CELL)
     runs = [(line["method"], line["seed"]) for line in lines.read() if line["seed"] is not None]
     ours, theirs = "dp_sgd/short", "opacus/short"
-    assert sorted(runs) == [(ours, 0), (ours, 1), (ours, 2), (theirs, 0)]
+    of_theirs = [(theirs, seed) for seed in range(n_seeds)]
+    assert sorted(runs) == [(ours, 0), (ours, 1), (ours, 2), *of_theirs]
 
 
 # ---------------------------------------------------------------------------------- reporting
@@ -239,7 +243,7 @@ def test_methods_of_fewer_seeds_are_compared_on_those(tmp_path):
     lines.add(line("opacus/short", 0, 0.76, 2.0))
     page, _ = time_to_accuracy.write(lines, tmp_path)
     text = page.read_text("utf-8")
-    assert "2 seeds, 1 of opacus. For every rung" in text
+    assert "2 seeds, 1 of opacus, short. For every rung" in text
     assert "never, tied: 76.0 in 2.00 s" in text
     assert "1 of qexp's accuracies it does not reach" in text
 

@@ -5,8 +5,8 @@
 Every method climbs a ladder of its own settings that trade time for accuracy at one fixed ε: qexp
 more rounds, DP gradient descent more steps, DP-SGD more steps and larger samples. What else a rung
 has to choose is chosen on shifted public records, from as many candidates on each rung; the
-schedules that the study planned, out of the whole grids, are rungs as well. All runs are in one
-process on one thread, the methods in turn, seed by seed. Seconds are those of the private part: for
+schedules that the study planned, out of the whole grids, are rungs as well. All runs are on one
+thread, the methods in turn, seed by seed. Seconds are those of the private part: for
 qexp with the curvature's making, for DP-SGD without finding its noise multiplier, which takes
 longer than the run. Prints one JSON line a run, keeps them in
 experiments/results/time_to_accuracy.jsonl and leaves out what is there. `--opacus` adds Opacus'
@@ -325,7 +325,7 @@ _HEAD: Final = """\
 How long a private fine-tune takes to an accuracy, at the same (ε, δ) under `replace_special`. Each
 method climbs a ladder of settings that trade time for accuracy; what else a rung has to choose is
 chosen on shifted public records, from 18 candidates a rung; "planned" is the study's choice out of
-the method's whole grid. One process, one thread, methods in turn; seconds are medians of a run's
+the method's whole grid. One machine, one thread, methods in turn; seconds are medians of a run's
 private part in CPU time, which on one thread is the wall-clock of a quiet machine: with the
 curvature's making, without planning and without the search for DP-SGD's noise multiplier (about a
 second). Accuracies are means over seeds ± half of their 95 % interval. Opacus runs the settings and

@@ -13,6 +13,7 @@ from experiments import (
     full_space,
     mimic3_memory,
     mnist_usps_one_round,
+    noise_share,
     predicted_utility,
     private_curvature,
     round_cost,
@@ -112,6 +113,7 @@ MEASUREMENTS: Final[Mapping[str, Measurement]] = {
         round_cost.MEASUREMENT,
         mimic3_memory.MEASUREMENT,
         subspace_share.MEASUREMENT,
+        noise_share.MEASUREMENT,
         Measurement(
             name="usps_to_mnist_cnn",
             cells=[{"epsilon": epsilon, "seed": 0, "rounds": 32} for epsilon in (1.0, 2.0, 3.0)],

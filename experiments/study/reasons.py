@@ -104,7 +104,7 @@ model of another, such as medical ones.
   which costs no privacy and on `mnist_few_500` gains more than any method here up to ε = 4: that is
   `mnist_few_500_augmented`, where subspaces are learnt beyond it.
 - Without noise the plans of `mnist_few_250`, `_500` and `_1000` at ε = 1 end one to two points
-  higher, as was seen by running them once more: most of the rest of the gap is the subspace's.
+  higher (`python -m experiments.noise_share`): most of the rest of the gap is the subspace's.
   Rehearsals in subspaces that were learnt from fewer kinds of shifts choose more directions. On the
   move from MNIST to the digits of scikit-learn they gained 0.9 ± 1.1 and 1.1 ± 0.5 points at ε = 1,
   of 500 and of 1,000 records, and 2.0 ± 0.6 of 500 at ε = 4. On `mnist_few_500` and `_1000`, of

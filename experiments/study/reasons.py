@@ -26,15 +26,9 @@ _TIME_ADAMIX = (
     "On six fresh draws of the public move it is ahead by 0.001 to 0.002 (standard errors as "
     "large); to mix public gradients into qexp's steps gained less than 0.001 there."
 )
-_FEW = (
-    "The three shifts that were drawn for the plan do not tell schedules apart: on six fresh draws "
-    "the plan reaches 63.5 ± 0.4, AdaMix's 69.2 ± 0.3 and gradient descent's 68.9 ± 0.5."
-)
-
 REASONS: Final[Mapping[tuple[str, float], str]] = {
     **{("icu_cardiac", epsilon): _CARDIAC for epsilon in (0.25, 0.5, 1.0)},
     **{("icu_cardiac_mlp", epsilon): _CARDIAC_MLP for epsilon in (4.0, 8.0)},
-    ("mnist_few_1000", 0.1): _FEW,
     ("icu_time", 0.1): _TIME,
     **{("icu_time", epsilon): _TIME_ADAMIX for epsilon in (2.0, 4.0, 8.0)},
 }

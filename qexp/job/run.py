@@ -432,7 +432,6 @@ def _planned(job: JobSettings, inputs: Inputs, *, progress: bool) -> dict[str, A
     public = job.public
     first, *others = inputs.rehearsals
     assert first.curvature is not None
-    shape = public.image_shape
     made = plan(
         first.model,
         first.X_public,
@@ -444,7 +443,7 @@ def _planned(job: JobSettings, inputs: Inputs, *, progress: bool) -> dict[str, A
         surrogate=first.surrogate,
         surrogate_keeps=public.surrogate_keeps,
         rehearsals=others,
-        image_shape=None if shape is None else (shape[0], shape[1]),
+        image_shape=public.image_shape,
         public_group=inputs.public_groups,
         curvature=first.curvature,
         subspaces=job.schedule.subspaces,

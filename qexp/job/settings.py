@@ -233,7 +233,7 @@ class PublicSettings:
         "the stronger they are, the bolder the plan",
         SURROGATE_KEEPS,
     )
-    image_shape: tuple[int, ...] | None = _key(_IMAGE, "for images; default: square", None)
+    image_shape: tuple[int, int] | None = _key(_IMAGE, "for images; default: square", None)
     groups: tuple[str, ...] | None = _key(
         _PATHS, "files of a column (m,) whose shares a tabular plan shifts", None
     )

@@ -75,9 +75,8 @@ def learnt_subspace(
     job: JobSettings, inputs: Inputs, size: int, *, progress: bool
 ) -> PublicSubspace:
     """Learn a subspace from moves of the job's public images."""
-    shape = job.public.image_shape
     public: Any = inputs.bare_model, inputs.X_public, inputs.y_public
-    moves = image_moves(*public, image_shape=None if shape is None else (shape[0], shape[1]))
+    moves = image_moves(*public, image_shape=job.public.image_shape)
     return learn_directions(*public, moves=moves, progress=progress).subspace(size)
 
 

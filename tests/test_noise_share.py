@@ -4,31 +4,20 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("dp_accounting")
 # Appended, so that qexp comes from where it is installed.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+from small_task import small_task
+
 from experiments import noise_share
 from experiments.fine_tuning import fine_tuned
 from experiments.study.results import Store
-from experiments.tasks import Task
 from qexp import Schedule
-from qexp.models import mlp
 
 SCHEDULE = Schedule(rounds=3, clipping_norm=1.0, step_size=1.0, damping=1e-2)
-
-
-def small_task(seed):
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 3, 300)
-    X = (3 * np.eye(3, 4)[y] + rng.normal(size=(300, 4))).astype(np.float32)
-    parts = dict.fromkeys(("X_public", "X_held_out", "X_private", "X_test"), X)
-    labels = {name.replace("X", "y"): y.astype(np.uint8) for name in parts}
-    model = mlp((4, 6, 3), seed=seed).fit(X, y, epochs=1)
-    return Task(name="small", model=model, surrogate="tabular", **parts, **labels)
 
 
 @pytest.fixture

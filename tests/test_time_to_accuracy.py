@@ -6,7 +6,6 @@ import math
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
@@ -15,27 +14,17 @@ pytest.importorskip("dp_accounting")
 # Appended, so that qexp comes from where it is installed.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+from small_task import small_task
+
 from experiments import opacus_crosscheck, time_to_accuracy
 from experiments.study import cells, variants
 from experiments.study.methods import StudyMethod, Tuned
 from experiments.study.results import Store
 from experiments.study.summaries import Summary
 from experiments.study.variants import Variant, lines_at, plan_variants, run_variants
-from experiments.tasks import Task
-from qexp.models import mlp
 from qexp.rivals import SGDSettings
 
 CELL = {"task": "small", "epsilon": 1.0, "delta": 1e-5}
-
-
-def small_task(seed):
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 3, 300)
-    X = (3 * np.eye(3, 4)[y] + rng.normal(size=(300, 4))).astype(np.float32)
-    parts = dict.fromkeys(("X_public", "X_held_out", "X_private", "X_test"), X)
-    labels = {name.replace("X", "y"): y.astype(np.uint8) for name in parts}
-    model = mlp((4, 6, 3), seed=seed).fit(X, y, epochs=2)
-    return Task(name="small", model=model, surrogate="tabular", **parts, **labels)
 
 
 @pytest.fixture

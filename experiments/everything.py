@@ -25,7 +25,7 @@ from experiments.measurement import Line, Measurement, fill, markdown_table
 from experiments.measurement import write as write_tables
 from experiments.study import report, sampling
 from experiments.study.results import FOLDER, Store
-from experiments.study.summaries import Summary, mean_text, summarise
+from experiments.study.summaries import Summary, summarise
 from experiments.study.variants import lines_at
 
 __all__ = ["MEASUREMENTS", "PARTS", "measure", "write"]
@@ -83,8 +83,8 @@ def _augmentation_tables(found: list[Summary]) -> dict[str, str]:
         if not at_one or any(cell not in by_cell for cell in wanted):
             return {}
         best = max(at_one, key=lambda s: s.mean)
-        texts = [_mean(by_cell[cell]) for cell in wanted]
-        rows.append([start, texts[0], f"{_mean(best)}, {best.method}", *texts[1:]])
+        texts = [by_cell[cell].text for cell in wanted]
+        rows.append([start, texts[0], f"{best.text}, {best.method}", *texts[1:]])
     heads = ["500 private USPS digits", "public records alone", "best method, ε = 1"]
     heads += ["qexp, ε = 1", "qexp, ε = 4", "without privacy"]
     return {"augmentation": markdown_table(heads, rows)}
@@ -94,10 +94,6 @@ _STARTS: Final = {
     "mnist_few_500": "pretrained on MNIST",
     "mnist_few_500_augmented": "and on shifted MNIST",
 }
-
-
-def _mean(summary: Summary) -> str:
-    return mean_text(summary.mean, summary.half_width, summary.metric)
 
 
 MEASUREMENTS: Final[Mapping[str, Measurement]] = {

@@ -17,6 +17,7 @@ from qexp.subspace import Directions, learn_directions
 from qexp.surrogates import Surrogate
 
 __all__ = [
+    "SUBSPACES",
     "described",
     "directions",
     "fine_tuned",
@@ -27,7 +28,7 @@ __all__ = [
     "surrogate_arguments",
 ]
 
-_SUBSPACES: Final = (50, 200, 1000, 3000)
+SUBSPACES: Final = (50, 200, 1000, 3000)
 
 
 def fine_tuned(
@@ -93,7 +94,7 @@ def subspace_arguments(task: Task) -> dict[str, Any]:
     """Give what :func:`qexp.planning.plan` chooses subspaces from, where there are moves."""
     if task.surrogate != "images":
         return {}
-    return {"subspaces": _SUBSPACES, "moves": _moves(task.name)}
+    return {"subspaces": SUBSPACES, "moves": _moves(task.name)}
 
 
 def planning_records(task: Task) -> tuple[Any, Any, Any]:

@@ -18,12 +18,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.fine_tuning import directions
+from experiments.fine_tuning import SUBSPACES, directions
 from experiments.measurement import Line, Measurement, markdown_table
 from experiments.tasks import TASKS, Task, images
 from qexp.subspace import image_moves, learn_directions
 
-SIZES: Final = (50, 200, 1000, 3000)
 _FRESH_MOVES, _SEED_OF_FRESH = 10, 9000
 
 
@@ -89,7 +88,7 @@ MEASUREMENT: Final = Measurement(
     cells=[
         {"task": task, "k": k}
         for task in ("mnist_to_usps", "mnist_few_500_augmented", "mnist_rotated", "usps_to_mnist")
-        for k in SIZES
+        for k in SUBSPACES
     ],
     run=measured,
     page="subspaces.md",
@@ -101,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=sorted(images.TASKS))
     given = parser.parse_args()
-    for k in SIZES:
+    for k in SUBSPACES:
         print(json.dumps({"task": given.task, "k": k, **measured(given.task, k)}), flush=True)
 
 

@@ -32,7 +32,7 @@ import numpy as np
 from experiments.lines import Lines
 from experiments.opacus_crosscheck import opacus_dp_sgd, torch_and_opacus
 from experiments.study.cells import Cell, run_planned, task_at
-from experiments.study.figures import figure_file
+from experiments.study.figures import axis_label, figure_file
 from experiments.study.methods import METHODS, StudyMethod, Tuned, qexp_method, rival_method
 from experiments.study.report import DOCS
 from experiments.study.results import FOLDER, Store
@@ -442,7 +442,7 @@ def _plot(found: list[Summary], path: Path) -> None:
         ladder = sorted(
             (s for s in found if method_of(s.method) == method), key=lambda s: s.seconds
         )
-        bars = [factor * s.half_width if math.isfinite(s.half_width) else 0.0 for s in ladder]
+        bars = [s.bar for s in ladder]
         colour, seconds = f"C{number}", [s.seconds for s in ladder]
         axes.errorbar(
             seconds,
@@ -460,7 +460,7 @@ def _plot(found: list[Summary], path: Path) -> None:
         axes.step(seconds, best, where="post", color=colour, linewidth=1.5, alpha=0.7)
     axes.set_xscale("log")
     axes.set_xlabel("seconds of one thread")
-    axes.set_ylabel("accuracy, %" if factor == 100 else "area under the ROC curve")
+    axes.set_ylabel(axis_label(found[0].metric))
     axes.legend()
     axes.grid(alpha=0.3)
     figure_file(figure, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,8 +12,10 @@ from qexp._files import atomic_write
 __all__ = [
     "BOUNDS",
     "OURS",
+    "PLAIN",
     "PLANNED",
     "RECORDS",
+    "axis_label",
     "figure_file",
     "in_order",
     "plot_budgets",
@@ -24,6 +25,8 @@ __all__ = [
 OURS: Final = ("qexp", "qexp_full_space", "qexp_one_round")
 PLANNED: Final = ("qexp", "qexp_full_space")
 """What is judged as qexp: the first of these that a cell has."""
+PLAIN: Final = "dp_sgd"
+"""The rival that gaps are told in parts of."""
 BOUNDS: Final = ("public_only", "non_private")
 RECORDS: Final[Mapping[str, int]] = {
     **{f"mnist_few_{n}": n for n in (250, 500, 1000, 2000)},
@@ -34,6 +37,10 @@ RECORDS: Final[Mapping[str, int]] = {
 
 def in_order(method: str) -> tuple[bool, str]:
     return method not in OURS, method
+
+
+def axis_label(metric: str) -> str:
+    return "accuracy, %" if metric == "accuracy" else "area under the ROC curve"
 
 
 def plot_budgets(found: list[Summary], path: Path) -> None:
@@ -93,7 +100,7 @@ def _draw_curve(axes: Any, places: Sequence[float], curve: list[Summary], number
     axes.errorbar(
         places,
         [factor * s.mean for s in curve],
-        [factor * s.half_width if math.isfinite(s.half_width) else 0.0 for s in curve],
+        [s.bar for s in curve],
         label=method,
         marker="os^Dv<>pPX*hd"[number % 13],
         capsize=2,
@@ -108,6 +115,6 @@ def _finish(axes: Any, names: Sequence[str], places: Sequence[float], metric: st
     if places:
         axes.set_xticks(places, names)
     axes.minorticks_off()
-    axes.set_ylabel("accuracy, %" if metric == "accuracy" else "area under the ROC curve")
+    axes.set_ylabel(axis_label(metric))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="x-small", ncols=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +10,14 @@ from typing import Final
 
 import numpy as np
 
-from experiments.study.figures import figure_file
+from experiments.study.figures import PLAIN, axis_label, figure_file
 from experiments.study.summaries import Summary, mean_text, methods_by_cell, shown_as, student
 from experiments.study.verdicts import Verdict, verdicts, without_budget
 
 __all__ = ["Row", "plot", "rows_of", "section"]
 
 EPSILON: Final = 1.0
-_PLAIN: Final = "dp_sgd"
-_PANELS: Final = {"accuracy": "accuracy, %", "auroc": "area under the ROC curve"}
+_METRICS: Final = ("accuracy", "auroc")
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def rows_of(found: list[Summary], before: Mapping[str, Sequence[float]]) -> list
         Row(
             verdict,
             student(before[verdict.cell[0]]),
-            methods[verdict.cell].get(_PLAIN),
+            methods[verdict.cell].get(PLAIN),
             free[verdict.cell[0]],
         )
         for verdict in sorted(verdicts(found), key=lambda v: _in_order(v.ours.task))
@@ -72,11 +70,11 @@ def section(rows: Sequence[Row], figure: str) -> str:
         cells = [
             ours.task,
             mean_text(*row.before, ours.metric),
-            "" if row.plain is None else _text(row.plain),
-            f"{best.method}, {_text(best)}",
-            _text(ours),
+            "" if row.plain is None else row.plain.text,
+            f"{best.method}, {best.text}",
+            ours.text,
             row.verdict.word.lower(),
-            _text(row.free),
+            row.free.text,
         ]
         lines.append(f"| {' | '.join(cells)} |")
     heads = ["task", "before", "DP-SGD", "best rival", "qexp", "", "without privacy"]
@@ -96,16 +94,12 @@ def section(rows: Sequence[Row], figure: str) -> str:
     )
 
 
-def _text(summary: Summary) -> str:
-    return mean_text(summary.mean, summary.half_width, summary.metric)
-
-
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Draw for every task how far each method gets from the pretrained model."""
     from matplotlib.figure import Figure
 
     panels = {
-        metric: [row for row in rows if row.verdict.ours.metric == metric] for metric in _PANELS
+        metric: [row for row in rows if row.verdict.ours.metric == metric] for metric in _METRICS
     }
     shown = {metric: some for metric, some in panels.items() if some}
     sizes = [len(some) + 1 for some in shown.values()]
@@ -133,9 +127,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             axes.errorbar(
                 [factor * s.mean for s, _ in known],
                 [at for _, at in known],
-                xerr=[
-                    factor * s.half_width if math.isfinite(s.half_width) else 0 for s, _ in known
-                ],
+                xerr=[s.bar for s, _ in known],
                 linestyle="",
                 markersize=6,
                 capsize=2,
@@ -144,7 +136,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             )
         axes.set_yticks(places, [row.verdict.ours.task for row in some])
         axes.set_ylim(-0.6, len(some) - 0.4)
-        axes.set_xlabel(_PANELS[metric])
+        axes.set_xlabel(axis_label(metric))
         axes.grid(axis="x", alpha=0.3)
     handles, labels = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=5, fontsize="small")

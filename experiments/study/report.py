@@ -15,6 +15,7 @@ import numpy as np
 from experiments.study import glance
 from experiments.study.figures import (
     BOUNDS,
+    PLAIN,
     PLANNED,
     RECORDS,
     in_order,
@@ -42,7 +43,6 @@ from qexp.rivals import METHODS
 __all__ = ["DOCS", "write"]
 
 DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
-_PLAIN: Final = "dp_sgd"
 _DELTA: Final = 1e-5
 # From here on the study is to show that qexp is at least as good as any.
 _LEAST_JUDGED: Final = 0.5
@@ -161,7 +161,7 @@ def _table(task: str, found: list[Summary], before: list[float], figure: str | N
                 cells.append("")
                 continue
             seconds.append(summary.seconds)
-            text = mean_text(summary.mean, summary.half_width, metric)
+            text = summary.text
             others = [
                 by_cell[m, epsilon].mean for m in methods if (m, epsilon) in by_cell and m != method
             ]
@@ -172,7 +172,7 @@ def _table(task: str, found: list[Summary], before: list[float], figure: str | N
     for name, words in zip(BOUNDS, _BOUNDS_TOLD, strict=True):
         summary = by_cell.get((name, None))
         if summary is not None:
-            bounds.append(f"{words} {mean_text(summary.mean, summary.half_width, metric)}")
+            bounds.append(f"{words} {summary.text}")
     seeds = sorted({s.seeds for s in found})
     counted = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     unit = "accuracy in %" if metric == "accuracy" else "area under the ROC curve"
@@ -233,9 +233,8 @@ def _verdicts(found: list[Summary], errors: Mapping[tuple[str, float, str], floa
         cells = [
             task,
             f"{epsilon:g}",
-            mean_text(ours.mean, ours.half_width, ours.metric)
-            + ("" if ours.method == "qexp" else ", whole space"),
-            f"{best.method}, {mean_text(best.mean, best.half_width, best.metric)}"
+            ours.text + ("" if ours.method == "qexp" else ", whole space"),
+            f"{best.method}, {best.text}"
             + (f" (without {', '.join(verdict.missing)})" if verdict.missing else ""),
             "no common seed" if gap is None else difference_text(gap, ours.metric),
             str(0 if gap is None else gap.seeds),
@@ -293,7 +292,7 @@ def _gaps(found: list[Summary]) -> str | None:
     free, public = (without_budget(found, name) for name in ("non_private", "public_only"))
     rows, judged, met, clear = [], 0, 0, 0
     for (task, epsilon), methods in sorted(methods_by_cell(found).items()):
-        above, ours, plain = free.get(task), planned(methods), methods.get(_PLAIN)
+        above, ours, plain = free.get(task), planned(methods), methods.get(PLAIN)
         if above is None or ours is None or plain is None:
             continue
         seeds = sorted(above.by_seed.keys() & ours.by_seed.keys() & plain.by_seed.keys())

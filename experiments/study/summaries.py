@@ -46,6 +46,17 @@ class Summary:
     def seeds(self) -> int:
         return len(self.by_seed)
 
+    @property
+    def text(self) -> str:
+        """The mean and its interval, as tables have them."""
+        return mean_text(self.mean, self.half_width, self.metric)
+
+    @property
+    def bar(self) -> float:
+        """Half of the interval as figures have it, 0 where there is none."""
+        factor, _ = shown_as(self.metric)
+        return factor * self.half_width if math.isfinite(self.half_width) else 0.0
+
 
 @dataclass(frozen=True)
 class Difference:

@@ -604,9 +604,12 @@ def moved(digits):
     return image_moves(*digits, count=6)
 
 
-def test_a_trial_in_a_subspace_without_noise_is_fine_tune(digits, moved):
+# Combinations of entries, as there are 24 gradients; and more than those, entries themselves.
+@pytest.mark.parametrize("k", [8, 40])
+def test_a_trial_in_a_subspace_without_noise_is_fine_tune(digits, moved, k):
     model, X, y = digits
-    subspace = learn_directions(model, X, y, moves=moved).subspace(8)
+    subspace = learn_directions(model, X, y, moves=moved).subspace(k)
+    assert (subspace.core is None) == (k == 40)
     shifted, labels = moved[-1](X, y, np.random.default_rng(0))
     for changes in ({}, {"momentum": 0.8}, {"averaging": 0.5}, {"rounds": 1}):
         schedule = replace(BASE, **changes)
@@ -618,7 +621,7 @@ def test_a_trial_in_a_subspace_without_noise_is_fine_tune(digits, moved):
             shifted,
             labels,
             schedule=schedule,
-            curvature=IdentityCurvature(8),
+            curvature=IdentityCurvature(k),
             projection=subspace,
             target_epsilon=EPSILON,
             target_delta=DELTA,

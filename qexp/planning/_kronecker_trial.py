@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qexp.finetune import Schedule
 from qexp.models import MultilayerPerceptron
+from qexp.models._public_perceptron import PublicPerceptron, for_public_records
 from qexp.private_curvature import MOST_OF_MEAN, kept_directions
 
 __all__ = ["Eigen", "KroneckerTrial", "eigen_factors"]
@@ -93,6 +94,12 @@ class KroneckerTrial:
         self.model, self.y, self.X_curvature, self.eigen = model, y, X_curvature, eigen
         inputs = np.concatenate([X, np.ones((len(X), 1), X.dtype)], axis=1).astype(np.float32)
         self._turned = inputs @ eigen[0].q_a
+        # The turned records hold their own trailing 1: the model's bias on them is 0.
+        sizes = (self._turned.shape[1], *model.layer_sizes[1:])
+        zeros = np.zeros(model.n_parameters + sizes[1], np.float32)
+        self._turned_model = PublicPerceptron(
+            MultilayerPerceptron(sizes, zeros, activation=model.activation)
+        )
         self._refined: dict[tuple[float, ...], list[Eigen]] = {}
 
     def head(self, n_records: int) -> KroneckerTrial:
@@ -156,7 +163,8 @@ class KroneckerTrial:
         if key in self._refined:
             return self._refined[key]
         rng = np.random.default_rng(0)
-        blocks = self.model.gradient_blocks(self._turned_back(), self.y).factor_blocks()
+        model = for_public_records(self.model)
+        blocks = model.gradient_blocks(self._turned_back(), self.y).factor_blocks()
         spectra = [layer.damped(schedule.damping) for layer in self.eigen]
         whiteners = [
             layer.q_a / np.sqrt(a) for layer, (a, _) in zip(self.eigen, spectra, strict=True)
@@ -218,12 +226,9 @@ class KroneckerTrial:
         first_squares: NDArray[np.float32],
     ) -> list[NDArray[np.float32]]:
         """Give the mean of the gradients, clipped as whitened, with their inputs turned."""
-        # The turned records hold their own trailing 1: the model's bias on them is 0.
-        first = np.concatenate([theta[0], np.zeros((len(theta[0]), 1))], axis=1)
-        turned_model = MultilayerPerceptron(
-            (self._turned.shape[1], *self.model.layer_sizes[1:]),
-            np.concatenate([layer.ravel() for layer in (first, *theta[1:])]).astype(np.float32),
-            activation=self.model.activation,
+        first = np.concatenate([theta[0], np.zeros((len(theta[0]), 1), np.float32)], axis=1)
+        turned_model = self._turned_model.with_weights(
+            np.concatenate([layer.ravel() for layer in (first, *theta[1:])])
         )
         sums = [np.zeros((len(b), len(a)), np.float32) for a, b in spectra]
         begin = 0

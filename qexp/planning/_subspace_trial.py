@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qexp.finetune import Schedule
+from qexp.layered import Factors
+from qexp.models._public_perceptron import for_public_records
 from qexp.subspace import Directions, PublicSubspace, learn_directions
 from qexp.surrogates import IMAGE_KINDS, ImageShift, Surrogate
 
 __all__ = ["SubspaceTrial", "rehearsed_directions"]
+
+_ROWS: Final = 256
 
 
 def rehearsed_directions(
@@ -35,14 +39,15 @@ def rehearsed_directions(
 class SubspaceTrial:
     """Simulated fine-tuning in a subspace.
 
-    The same arithmetic as :func:`qexp.fine_tune`, in distribution: but with noise from a
-    reproducible generator, and with the mean over whatever records are at hand.
+    The same arithmetic as :func:`qexp.fine_tune`, in distribution: but in float32, with noise from
+    a reproducible generator, and with the mean over whatever records are at hand.
     """
 
     def __init__(
         self, model: Any, X: NDArray[Any], y: NDArray[Any], subspace: PublicSubspace
     ) -> None:
         self.model, self.X, self.y, self.subspace = model, X, y, subspace
+        self._quick, self._coordinates = for_public_records(model), _Coordinates(subspace)
 
     def head(self, n_records: int) -> SubspaceTrial:
         """Keep the first records only."""
@@ -57,7 +62,7 @@ class SubspaceTrial:
         theta = self.model.weights.astype(np.float64)
         velocity, total, summed = np.zeros_like(theta), np.zeros_like(theta), 0
         for t in range(1, schedule.rounds + 1):
-            mean, _ = self._means(self.model.with_weights(theta), schedule.clipping_norm)
+            mean, _ = self._means(self._quick.with_weights(theta), schedule.clipping_norm)
             drawn = mean + sigmas[t - 1] * rng.standard_normal(len(mean))
             step = self.subspace.adjoint(drawn)
             velocity = schedule.momentum * velocity - schedule.step_size * step
@@ -70,7 +75,7 @@ class SubspaceTrial:
 
     def first_draw(self, damping: float, clipping_norm: float) -> tuple[float, float]:
         """Give ‖s̄‖, s̄ the clipped mean at the start, and its product with the mean."""
-        clipped, whole = self._means(self.model, clipping_norm)
+        clipped, whole = self._means(self._quick, clipping_norm)
         return math.sqrt(float(clipped @ clipped)), float(clipped @ whole)
 
     def kept(self, damping: float) -> NDArray[np.float64]:
@@ -84,8 +89,39 @@ class SubspaceTrial:
         """Give the mean of the projected gradients, clipped and as they are."""
         clipped, whole = np.zeros((2, self.subspace.n_components))
         for factors in model.gradient_blocks(self.X, self.y).factor_blocks():
-            rows = self.subspace.forward_factors(factors)
-            norms = np.sqrt(np.square(rows).sum(axis=1))
-            clipped += np.minimum(1, clipping_norm / np.maximum(norms, 1e-30)) @ rows
-            whole += rows.sum(axis=0)
+            for rows in self._coordinates.blocks(factors):
+                norms = np.sqrt(np.square(rows).sum(axis=1))
+                clipped += np.minimum(1, clipping_norm / np.maximum(norms, 1e-30)) @ rows
+                whole += rows.sum(axis=0)
         return clipped / len(self.X), whole / len(self.X)
+
+
+class _Coordinates:
+    """The coordinates of public records' gradients, in single precision by matrix products.
+
+    Of private records :class:`qexp.subspace.PublicSubspace` gives them, each by itself.
+    """
+
+    def __init__(self, subspace: PublicSubspace) -> None:
+        self._subspace = subspace
+        single = np.float32
+        self._sides = [(x.left.astype(single), x.right.astype(single)) for x in subspace.layers]
+        self._core = None if subspace.core is None else subspace.core.astype(single)
+        self._scale = subspace.scale.astype(single)
+
+    def blocks(self, factors: Sequence[Factors]) -> Iterator[NDArray[np.float32]]:
+        """Yield the coordinates (m, k) of some records after others."""
+        if any(inputs.ndim == 3 for inputs, _ in factors):  # sums of outer products
+            yield self._subspace.forward_factors(factors)
+            return
+        for start in range(0, len(factors[0][0]), _ROWS):
+            at = slice(start, start + _ROWS)
+            # A record is a column, so that whole rows of memory are chosen.
+            entries = [
+                (left.T @ deltas[at].T)[layer.rows] * (right.T @ inputs[at].T)[layer.columns]
+                for (inputs, deltas), (left, right), layer in zip(
+                    factors, self._sides, self._subspace.layers, strict=True
+                )
+            ]
+            joined = np.concatenate(entries).T
+            yield self._scale * (joined if self._core is None else joined @ self._core)

@@ -10,13 +10,12 @@ mechanism whatever they are.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh
 
 from qexp.rivals._boundary import Boundary, Pairs, PairsOf, row_norms
 from qexp.rivals._descent import Descent, descend, model_at
@@ -42,6 +41,7 @@ __all__ = ["AdaMixSettings", "adamix"]
 Subspace = Literal["total", "per_example", "none"]
 _SUBSPACES: Final = ("total", "per_example", "none")
 _LEAST_NORM: Final = 1e-12
+_MORE_VECTORS, _ITERATIONS = 10, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,50 +114,58 @@ class _Public:
         boundary: Boundary,
     ) -> None:
         shapes, dtype = layer_shapes(model), boundary.dtype
+        simulated = boundary.records_are_public
         self.sums = [np.zeros(shape, dtype) for shape in shapes]
-        wants_grams = settings.subspace == "per_example"
-        grams = [np.zeros((inp, inp), dtype) for _, inp in shapes] if wants_grams else []
+        wants_rows = settings.subspace == "per_example"
+        grams = [] if simulated or not wants_rows else [np.zeros((k, k), dtype) for _, k in shapes]
+        rows: list[list[NDArray[Any]]] = [[] for _ in shapes] if simulated and wants_rows else []
         norms = []
         for factors in layer_factors(model, X, y):
             if settings.clipping_norm is None:
                 norms.append(row_norms([(deltas, inputs) for inputs, deltas in factors]))
             for layer, (inputs, deltas) in enumerate(factors):
                 self.sums[layer] += (deltas.T @ inputs).reshape(shapes[layer])
-                if grams:
-                    weighted = inputs * np.square(deltas).sum(axis=1, keepdims=True)
-                    grams[layer] += weighted.T @ inputs
+                if wants_rows:
+                    squares = np.square(deltas).sum(axis=1, keepdims=True)
+                    if simulated:
+                        rows[layer].append(inputs * np.sqrt(squares))
+                    else:
+                        grams[layer] += (inputs * squares).T @ inputs
         self.clipping_norm = settings.clipping_norm or max(
             float(np.quantile(np.concatenate(norms), settings.clipping_quantile)), _LEAST_NORM
         )
         self.gradient: NDArray[Any] = np.concatenate([total.ravel() for total in self.sums])
         self.part: Part = WholeSpace(model)
         if settings.subspace != "none":
-            simulated = boundary.records_are_public
-            bases = self._bases(grams, settings.rank, simulated)
+            rank = settings.rank
+            if rows:
+                bases = [_leading_vectors(np.concatenate(blocks), rank) for blocks in rows]
+            elif simulated:
+                bases = [_leading_rows(total, rank) for total in self.sums]
+            elif grams:
+                bases = [np.linalg.eigh(gram)[1][:, ::-1][:, :rank] for gram in grams]
+            else:
+                bases = [np.linalg.svd(s, full_matrices=False)[2][:rank].T for s in self.sums]
             self.part = InputSubspace(shapes, bases, public_rows=simulated)
 
-    def _bases(
-        self, grams: Sequence[NDArray[Any]], rank: int, simulated: bool
-    ) -> list[NDArray[Any]]:
-        if simulated:  # where subspaces need not agree in bits with anything
-            if grams:
-                return [_leading_vectors(gram, rank) for gram in grams]
-            return [_leading_rows(total, rank) for total in self.sums]
-        if grams:
-            return [np.linalg.eigh(gram)[1][:, ::-1][:, :rank] for gram in grams]
-        return [np.linalg.svd(total, full_matrices=False)[2][:rank].T for total in self.sums]
+
+# What follows is for trials, whose subspaces need not agree in bits with anything.
 
 
-def _leading_vectors(gram: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
-    """Give the leading eigenvectors, and no others, which takes half the time."""
-    last = len(gram) - 1
-    chosen = (max(0, last - rank + 1), last)
-    vectors: NDArray[np.float32]
-    try:
-        vectors = eigh(gram, subset_by_index=chosen, check_finite=False)[1]
-    except np.linalg.LinAlgError:  # which the quick algorithm gives up on, once in a long while
-        vectors = np.linalg.eigh(gram)[1][:, -rank:]
-    return vectors[:, ::-1]
+def _leading_vectors(rows: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
+    """Give the leading right singular vectors, by iteration on a few random ones.
+
+    After Halko, Martinsson and Tropp, "Finding structure with randomness" (SIAM Review, 2011),
+    algorithm 4.4: in a small part of the flops of the rows' Gram matrix and its eigenvectors.
+    """
+    columns = rows.shape[1]
+    width = min(rank + _MORE_VECTORS, columns)
+    basis = np.random.default_rng(0).standard_normal((columns, width), dtype=np.float32)
+    for _ in range(_ITERATIONS):
+        basis = np.linalg.qr(rows.T @ (rows @ basis))[0]
+    image = (rows @ basis).astype(np.float64)
+    turn = np.linalg.eigh(image.T @ image)[1][:, ::-1][:, :rank]
+    return basis @ turn.astype(np.float32)
 
 
 def _leading_rows(matrix: NDArray[np.float32], rank: int) -> NDArray[np.float32]:

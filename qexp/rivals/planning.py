@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks
-from qexp.models import MultilayerPerceptron
+from qexp.models._public_perceptron import PublicPerceptron, for_public_records
 from qexp.planning._domains import (
     PublicDomains,
     Rehearsal,
@@ -32,7 +32,6 @@ from qexp.rivals._accounting import Target
 from qexp.rivals._boundary import SimulatedBoundary
 from qexp.rivals._descent import model_at
 from qexp.rivals._method import Method, PublicData
-from qexp.rivals._public_perceptron import PublicPerceptron
 from qexp.surrogates import SURROGATE_KEEPS
 
 __all__ = ["RivalPlan", "plan_rival"]
@@ -275,11 +274,10 @@ class _Domain:
 
 def _fast(source: Source, domains: Sequence[_Domain]) -> Any:
     """Give a perceptron that knows the gradients of all its records; other models as they are."""
-    if not isinstance(source.model, MultilayerPerceptron):
-        return source.model
-    model = PublicPerceptron(source.model)
-    model.keep(source.X, source.y)
-    for domain in domains:
-        if domain.source is source:
-            model.keep(domain.X, domain.y)
+    model = for_public_records(source.model)
+    if isinstance(model, PublicPerceptron):
+        model.keep(source.X, source.y)
+        for domain in domains:
+            if domain.source is source:
+                model.keep(domain.X, domain.y)
     return model

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from qexp import _checks
 from qexp._progress import progress_bar
 from qexp.layered import KroneckerCurvature
+from qexp.models._public_perceptron import for_public_records
 from qexp.subspace._projection import PublicSubspace, SubspaceLayer
 from qexp.surrogates import Surrogate, image_surrogates
 
@@ -254,10 +255,14 @@ def _along_path(
         tuple(inverse.T.astype(np.float32) for inverse in layer.arrays())
         for layer in curvature.layers
     ]
+    model.gradient_blocks(X, y)  # checks dtypes and shapes
+    quick = for_public_records(model)
+    # The first layer's inputs are the records, whatever the weights, so that they are turned once.
+    turned: list[NDArray[np.float32]] | None = None if quick is model else []
     weights = model.weights.astype(np.float64)
     for step in range(_STEPS):
-        at = model if step == 0 else model.with_weights(weights)
-        means = _clipped_mean(at, whiteners, X, y)
+        at = quick if step == 0 else quick.with_weights(weights)
+        means = _clipped_mean(at, whiteners, X, y, turned)
         if not all(np.isfinite(mean).all() for mean in means):
             raise ValueError(
                 "a gradient of moved public records is not finite; moves need to give finite "
@@ -269,14 +274,23 @@ def _along_path(
 
 
 def _clipped_mean(
-    model: Any, whiteners: Sequence[Any], X: NDArray[Any], y: NDArray[Any]
+    model: Any,
+    whiteners: Sequence[Any],
+    X: NDArray[Any],
+    y: NDArray[Any],
+    turned_records: list[NDArray[np.float32]] | None,
 ) -> list[NDArray[np.float32]]:
     sums: list[NDArray[np.float32]] = [
         np.zeros((b.shape[1], a.shape[1]), np.float32)  # (out, in + 1)
         for a, b in whiteners
     ]
-    for factors in model.gradient_blocks(X, y).factor_blocks():
-        turned = [(d @ b, a @ of_a) for (a, d), (of_a, b) in zip(factors, whiteners, strict=True)]
+    for i, factors in enumerate(model.gradient_blocks(X, y).factor_blocks()):
+        if turned_records is not None and len(turned_records) == i:
+            turned_records.append(factors[0][0] @ whiteners[0][0])
+        turned = [
+            (d @ b, a @ of_a if layer or turned_records is None else turned_records[i])
+            for layer, ((a, d), (of_a, b)) in enumerate(zip(factors, whiteners, strict=True))
+        ]
         squares = sum(np.square(d).sum(axis=1) * np.square(a).sum(axis=1) for d, a in turned)
         shares = np.minimum(1, _CLIPPING_NORM / np.sqrt(np.maximum(squares, 1e-30)))
         for (d, a), total in zip(turned, sums, strict=True):

@@ -1,14 +1,14 @@
-"""The perceptron that rivals are tried with is the model itself, but for rounding."""
+"""The perceptron of simulations is the model itself, but for rounding."""
 
 import numpy as np
 import pytest
 
 from qexp.bits import insecure_test_generator
 from qexp.models import mlp, softmax_regression
+from qexp.models._public_perceptron import PublicPerceptron
 from qexp.rivals._accounting import Target
 from qexp.rivals._boundary import PrivateBoundary, SimulatedBoundary
 from qexp.rivals._parts import layer_factors
-from qexp.rivals._public_perceptron import PublicPerceptron
 from qexp.rivals.adamix import AdaMixSettings, _Public
 
 RNG = np.random.default_rng(0)

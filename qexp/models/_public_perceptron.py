@@ -1,7 +1,7 @@
 """A perceptron on public records, in single precision and by large matrix products.
 
 Private records go through a kernel in which no record depends on its neighbours, bit for bit.
-Simulations need no such thing: what they learn of a record is public anyway.
+Simulations on public records need no such thing.
 """
 
 from __future__ import annotations
@@ -15,17 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qexp.layered import Factors
-from qexp.models import MultilayerPerceptron
 from qexp.models._records import as_classes
+from qexp.models.perceptron import MultilayerPerceptron
 
-__all__ = ["PublicPerceptron"]
+__all__ = ["PublicPerceptron", "for_public_records"]
 
 # Enough rows for a matrix product, few enough to stay close to the processor.
 _ROWS: Final = 1024
 
 
+def for_public_records(model: Any) -> Any:
+    """Give the quick counterpart of a perceptron; other models as they are."""
+    return PublicPerceptron(model) if isinstance(model, MultilayerPerceptron) else model
+
+
 class PublicPerceptron:
-    """The part of a perceptron that rivals ask for, without checks, for public records.
+    """The part of a perceptron that simulations ask for, without checks, for public records.
 
     Parameters
     ----------

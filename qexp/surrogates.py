@@ -17,8 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from qexp import _checks
+from qexp._parallel import several_at_once
 from qexp.datasets import images
 from qexp.measures import area_under_roc
+from qexp.models import MultilayerPerceptron
 
 __all__ = [
     "IMAGE_KINDS",
@@ -319,10 +321,13 @@ def image_surrogates(
 
         return at
 
-    return [
-        _calibrated(draw(), model, features, labels, share, seed)
-        for share in _kept_shares(_checks.count(count, "count"), keeps)
-    ]
+    shares = _kept_shares(_checks.count(count, "count"), keeps)
+    drawn = [(draw(), share) for share in shares]
+    # A model that is not qexp's own may not bear several threads.
+    with several_at_once(None if isinstance(model, MultilayerPerceptron) else 1) as each:
+        return list(
+            each(lambda one: _calibrated(one[0], model, features, labels, one[1], seed), drawn)
+        )
 
 
 def table_surrogates(

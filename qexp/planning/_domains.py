@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from qexp.models import MultilayerPerceptron
 from qexp.planning._halving import Effort, named_effort
 from qexp.planning._scorer import Score, Scorer
 from qexp.planning._trials import Maker
@@ -83,6 +84,12 @@ class PublicDomains:
     def sources(self) -> list[Source]:
         """Every source once, the one planned for first."""
         return list(dict.fromkeys(source for source, _ in self.domains))
+
+    @property
+    def threads(self) -> int | None:
+        """How many trials may run at once: what is not qexp's own may not bear several."""
+        own = all(isinstance(source.model, MultilayerPerceptron) for source in self.sources)
+        return None if own and not callable(self.scorer.score) else 1
 
 
 def public_domains(

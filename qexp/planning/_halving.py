@@ -6,6 +6,7 @@ optimization" (AISTATS 2016). qexp's schedules and its rivals' settings are chos
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Final, Generic, TypeVar
 
 import numpy as np
 
+from qexp._parallel import several_at_once
 from qexp._progress import progress_bar
 
 __all__ = ["EFFORTS", "Effort", "Halving", "Outcome", "Try", "named_effort"]
@@ -116,6 +118,8 @@ class Halving(Generic[C]):
     what : str
         What that is counted in.
     progress : bool
+    threads : int, optional
+        How many trials at once; None for as many as the kernels have threads.
     """
 
     def __init__(
@@ -129,8 +133,10 @@ class Halving(Generic[C]):
         work: Callable[[C], int] = lambda candidate: 1,
         what: str = "trials",
         progress: bool = False,
+        threads: int | None = 1,
     ) -> None:
         self._prepare, self._effort, self._seed = prepare, effort, seed
+        self._threads = threads
         self._n_surrogates, self._n_records = n_surrogates, n_records
         self._work, self._what, self._progress = work, what, progress
         self.outcomes: dict[C, Outcome] = {}
@@ -165,11 +171,16 @@ class Halving(Generic[C]):
             return
         last = len(self._effort.stages)
         surrogates, records, tried = self._prepared(last - 1)
-        with self._bar(finalists, "finalists", len(seeds)) as advance:
+        jobs = [(c, i, seed + i) for c in finalists for seed in seeds for i in range(surrogates)]
+        with (
+            self._bar(finalists, "finalists", len(seeds)) as advance,
+            several_at_once(self._threads) as each,
+        ):
+            done = each(lambda job: tried(*job), jobs)
             for candidate in finalists:
                 trials = [self.outcomes[candidate].pairs]
-                for seed in seeds:
-                    trials.append(tuple(tried(candidate, i, seed + i) for i in range(surrogates)))
+                for _ in seeds:
+                    trials.append(tuple(itertools.islice(done, surrogates)))
                     advance(self._work(candidate))
                 means = np.mean(trials, axis=0)
                 pairs = tuple((float(score), float(accuracy)) for score, accuracy in means)
@@ -189,9 +200,14 @@ class Halving(Generic[C]):
     def _try(self, candidates: Sequence[C], stage: int) -> None:
         surrogates, records, tried = self._prepared(stage)
         seed = self._seed_of(stage)
-        with self._bar(candidates, f"stage {stage + 1}") as advance:
+        jobs = [(candidate, i, seed + i) for candidate in candidates for i in range(surrogates)]
+        with (
+            self._bar(candidates, f"stage {stage + 1}") as advance,
+            several_at_once(self._threads) as each,
+        ):
+            done = each(lambda job: tried(*job), jobs)
             for candidate in candidates:
-                pairs = tuple(tried(candidate, i, seed + i) for i in range(surrogates))
+                pairs = tuple(itertools.islice(done, surrogates))
                 self.outcomes[candidate] = Outcome(stage, records, pairs)
                 advance(self._work(candidate))
 

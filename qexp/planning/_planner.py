@@ -168,6 +168,10 @@ def plan(
     what their sum would be scaled up to, n/m times. That is noisier a mean than the job's, so the
     prediction errs on the careful side.
 
+    Of perceptrons with Kronecker curvature as many candidates are tried at once as qexp's kernels
+    have threads (`OMP_NUM_THREADS`), BLAS kept to one where threadpoolctl is installed. The plan is
+    the same for any number. A `score` of your own is asked by one thread.
+
     Examples
     --------
     >>> from qexp.planning import plan
@@ -234,6 +238,7 @@ def plan(
         work=lambda candidate: candidate[0].rounds,
         what="rounds",
         progress=progress,
+        threads=public.threads if curvature == "kronecker" else 1,
     )
     halving.run(_hopeful(pool, simulation, public.effort))
     if candidates is None:

@@ -185,6 +185,7 @@ def plan_rival(
         n_records=n,
         seed=seed,
         progress=progress,
+        threads=public.threads,
     )
     halving.run(pool)
     if candidates is None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qexp import _checks
+from qexp import _checks, _core
+from qexp._parallel import several_at_once
 from qexp._progress import progress_bar
 from qexp.layered import KroneckerCurvature
+from qexp.models import MultilayerPerceptron
 from qexp.models._public_perceptron import for_public_records
 from qexp.subspace._projection import PublicSubspace, SubspaceLayer
 from qexp.surrogates import Surrogate, image_surrogates
@@ -189,11 +192,24 @@ def learn_directions(
     curvature = KroneckerCurvature.from_model(model, X, damping=DAMPING)
     rng = np.random.default_rng(seed)
     found: list[list[NDArray[np.float32]]] = []
-    with progress_bar(len(given), "moves", show=progress) as advance:
+    # A model that is not qexp's own may not bear several threads.
+    threads = _core.get_num_threads() if isinstance(model, MultilayerPerceptron) else 1
+
+    def moved() -> Iterator[Any]:
         for move in given:
             chosen = np.sort(rng.permutation(len(X))[:_RECORDS])
-            found.extend(_along_path(model, curvature, *move(X[chosen], y[chosen], rng)))
-            advance(1)
+            yield move(X[chosen], y[chosen], rng)
+
+    records = moved()
+    with (
+        progress_bar(len(given), "moves", show=progress) as advance,
+        several_at_once(threads) as each,
+    ):
+        # As many moves at a time as there are threads, so that few moved records are held.
+        while some := list(itertools.islice(records, threads)):
+            for means in each(lambda one: list(_along_path(model, curvature, *one)), some):
+                found.extend(means)
+                advance(1)
     return Directions(curvature, [np.stack(of_layer) for of_layer in zip(*found, strict=True)])
 
 
@@ -255,6 +271,7 @@ def _along_path(
         tuple(inverse.T.astype(np.float32) for inverse in layer.arrays())
         for layer in curvature.layers
     ]
+    X, y = np.asarray(X), np.asarray(y)
     model.gradient_blocks(X, y)  # checks dtypes and shapes
     quick = for_public_records(model)
     # The first layer's inputs are the records, whatever the weights, so that they are turned once.

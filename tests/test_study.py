@@ -210,6 +210,32 @@ def test_a_stopped_group_keeps_its_cells_and_goes_on(small, tmp_path, monkeypatc
     assert groups() == []
 
 
+def test_what_another_plan_has_run_with_the_same_settings_is_not_run_again(
+    small, tmp_path, monkeypatch
+):
+    store, done = Store(tmp_path), queue.Queue()
+    real = runner.run_planned
+    alone = real(Cell("small", "qexp_full_space", 1.0, 1e-5, 0), SCHEDULE)
+    store.add([{**alone, "effort": "quick"}])
+    [group] = runner._missing(["small"], ["qexp"], [1.0], 1e-5, (0, 1), "quick", store)
+    ran = []
+
+    def noted(cell, settings):
+        ran.append(cell.seed)
+        return real(cell, settings)
+
+    monkeypatch.setattr(runner, "plan_settings", lambda *_: SCHEDULE)
+    monkeypatch.setattr(runner, "run_planned", noted)
+    runner._run(group, store, done)
+    assert ran == [1]
+    taken, own = store.lines("small", "qexp")
+    assert taken == {**alone, "method": "qexp", "effort": "quick"}
+    timed = {"seconds", "cpu_seconds", "peak_mib"}
+    again = real(Cell("small", "qexp", 1.0, 1e-5, 0), SCHEDULE)
+    assert {**again, **{k: alone[k] for k in timed}} == {**alone, "method": "qexp"}
+    assert own["seed"] == 1
+
+
 # -------------------------------------------------------------------------- what is concluded
 
 

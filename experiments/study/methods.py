@@ -51,6 +51,9 @@ class StudyMethod:
         The only ones that it is for. Default: all.
     prepare : function of (task, settings)
         Public work that is done once a model, such as planning: no part of a run's seconds.
+    runs_as : tuple of str
+        Methods that differ from it in how they plan alone: by the same settings and seed their
+        results are its own.
     """
 
     plan: Callable[[Task, float, float, Any], dict[str, Any]]
@@ -58,6 +61,7 @@ class StudyMethod:
     takes_budget: bool = True
     tasks: Collection[str] | None = None
     prepare: Callable[[Task, dict[str, Any]], object] = lambda task, settings: None
+    runs_as: tuple[str, ...] = ()
 
 
 def qexp_method(
@@ -148,10 +152,13 @@ def settings_from_json(settings_type: type[Any], values: Mapping[str, Any]) -> A
 
 
 _FREE: Final = ("public_only", "non_private")
+_OURS: Final = ("qexp", "qexp_one_round", "qexp_full_space")
 METHODS: Final[Mapping[str, StudyMethod]] = {
-    "qexp": qexp_method(),
-    "qexp_one_round": qexp_method(1, with_subspaces=False),
-    "qexp_full_space": replace(qexp_method(with_subspaces=False), tasks=images.TASKS),
+    "qexp": replace(qexp_method(), runs_as=_OURS),
+    "qexp_one_round": replace(qexp_method(1, with_subspaces=False), runs_as=_OURS),
+    "qexp_full_space": replace(
+        qexp_method(with_subspaces=False), tasks=images.TASKS, runs_as=_OURS
+    ),
     **{name: rival_method(method) for name, method in rivals.METHODS.items()},
 }
 """qexp as planned; in the whole space, and with one round there; and every rival."""

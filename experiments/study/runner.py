@@ -176,5 +176,16 @@ def _run_cell(
     done_cells: Any,
 ) -> None:
     cell = Cell(group.task, group.method, epsilon, group.delta, seed)
-    store.add([{**run_planned(cell, settings[epsilon]), "effort": group.effort}])
+    line = _same_elsewhere(cell, settings[epsilon], store) or run_planned(cell, settings[epsilon])
+    store.add([{**line, "method": group.method, "effort": group.effort}])
     done_cells.put(1)
+
+
+def _same_elsewhere(cell: Cell, settings: dict[str, Any], store: Store) -> dict[str, Any] | None:
+    """Give the line of a method that plans otherwise and came to the same settings."""
+    for other in METHODS[cell.method].runs_as:
+        for line in store.lines(cell.task, other):
+            same = (line["epsilon"], line["delta"], line["seed"], line["hyperparameters"])
+            if same == (cell.epsilon, cell.delta, cell.seed, settings):
+                return line
+    return None

@@ -33,7 +33,7 @@ from qexp.planning._simulation import Simulation
 from qexp.privacy import calibrate_mu
 from qexp.rivals import METHODS
 from qexp.rivals._accounting import Target
-from qexp.rivals.planning import _Simulation
+from qexp.rivals.planning import RivalSimulation
 
 DELTA = 1e-5
 PLANNED = ["qexp", *(name for name in METHODS if STUDY_METHODS[name].takes_budget)]
@@ -59,7 +59,7 @@ def trial(
         tried = simulation.tries(moves, n)
     else:
         target = Target(epsilon, DELTA, "replace_special")
-        tried = _Simulation(METHODS[method], public, n, target, seed).tries(moves, n)
+        tried = RivalSimulation(METHODS[method], public, n, target, seed).tries(moves, n)
     return (lambda i, at: tried(settings, i, at)), moves
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["array_digest", "count", "finite_array", "positive", "real_array"]
+__all__ = ["array_digest", "count", "finite_array", "labelled", "positive", "real_array"]
 
 
 def positive(value: object, name: str, *, zero_allowed: bool = False) -> float:
@@ -54,6 +54,19 @@ def finite_array(value: ArrayLike, name: str, ndim: int) -> NDArray[Any]:
             f"{name} holds {bad} value(s) that are NaN or infinite; it needs finite values only"
         )
     return array
+
+
+def labelled(
+    X: ArrayLike, y: ArrayLike, names: tuple[str, str] = ("X_public", "y_public")
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Check that records are rows with a label each, by their shapes alone."""
+    records, labels = np.asarray(X), np.asarray(y)
+    if records.ndim != 2 or labels.shape != (len(records),):
+        raise ValueError(
+            f"{names[0]} has shape {records.shape} and {names[1]} {labels.shape}; they need (m, d) "
+            "and (m,)"
+        )
+    return records, labels
 
 
 def array_digest(array: NDArray[Any]) -> str:

@@ -426,11 +426,7 @@ def record_surrogates(X: ArrayLike, y: ArrayLike) -> list[OtherRecords]:
     ValueError
         If there are not as many labels as records.
     """
-    features, labels = np.asarray(X), np.asarray(y)
-    if features.ndim != 2 or labels.shape != (len(features),):
-        raise ValueError(
-            f"X has shape {features.shape} and y {labels.shape}; they need (m, d) and (m,)"
-        )
+    features, labels = _checks.labelled(X, y, ("X", "y"))
     classes = np.unique(labels).tolist()
     keeps: list[dict[int, float] | None] = [None]
     if len(classes) == 2:

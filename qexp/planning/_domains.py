@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from qexp import _checks
 from qexp.models import MultilayerPerceptron
 from qexp.planning._halving import Effort, named_effort
 from qexp.planning._scorer import Score, Scorer
@@ -142,11 +143,7 @@ def _records(
     model: Any, X_public: ArrayLike, y_public: ArrayLike
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Give the records in the model's dtype, and their labels, if they can be planned with."""
-    X, y = np.asarray(X_public), np.asarray(y_public)
-    if X.ndim != 2 or y.shape != (len(X),):
-        raise ValueError(
-            f"X_public has shape {X.shape} and y_public {y.shape}; they need (m, d) and (m,)"
-        )
+    X, y = _checks.labelled(X_public, y_public)
     if len(X) < 50:
         raise ValueError(
             f"there are {len(X)} public records; a plan needs at least 50, and is worth little "

@@ -34,7 +34,7 @@ from qexp.rivals._descent import model_at
 from qexp.rivals._method import Method, PublicData
 from qexp.surrogates import SURROGATE_KEEPS
 
-__all__ = ["RivalPlan", "plan_rival"]
+__all__ = ["RivalPlan", "RivalSimulation", "plan_rival"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -177,7 +177,7 @@ def plan_rival(
         effort=effort,
         seed=seed,
     )
-    simulation = _Simulation(method, public, n, target, seed)
+    simulation = RivalSimulation(method, public, n, target, seed)
     halving: Halving[Any] = Halving(
         simulation.tries,
         public.effort,
@@ -219,7 +219,7 @@ def _row(settings: Any, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-class _Simulation:
+class RivalSimulation:
     """The simulated private domains that a rival is tried on."""
 
     def __init__(

@@ -181,11 +181,7 @@ def learn_directions(
     identification", ICLR 2021; D. Yu et al., "Do not let privacy overbill utility: gradient
     embedding perturbation for private learning", ICLR 2021.
     """
-    X, y = np.asarray(X_public), np.asarray(y_public)
-    if X.ndim != 2 or y.shape != (len(X),):
-        raise ValueError(
-            f"X_public has shape {X.shape} and y_public {y.shape}; they need (m, d) and (m,)"
-        )
+    X, y = _checks.labelled(X_public, y_public)
     given = list(moves)
     if not given or not all(callable(move) for move in given):
         raise TypeError("moves needs functions move(X, y, rng) -> (X, y), at least one")

@@ -175,10 +175,13 @@ class KroneckerLayer(LayerCurvature):
     def whiten_factors(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> WhitenedFactors:
         if inputs.ndim == 3 or inputs.shape[1] != self.shape[1]:
             return super().whiten_factors(inputs, deltas)
-        left, right = np.empty(deltas.shape), np.empty(inputs.shape)
-        self._whiten_b.multiply(np.ascontiguousarray(deltas), left)
-        self._whiten_a.multiply(np.ascontiguousarray(inputs), right)
-        return left, right
+        return self.whiten_deltas(deltas), self.whiten_inputs(inputs)
+
+    def whiten_deltas(self, deltas: NDArray[Any]) -> NDArray[np.float64]:
+        """Whiten the derivatives (m, out) alone, δ̃ = L_B⁻¹ δ."""
+        whitened = np.empty(deltas.shape)
+        self._whiten_b.multiply(np.ascontiguousarray(deltas), whitened)
+        return whitened
 
     def whiten_inputs(self, inputs: NDArray[Any]) -> NDArray[np.float64]:
         """Whiten the inputs (m, in + 1) alone, ã = L_A⁻¹ a."""
@@ -491,22 +494,32 @@ class LayeredCurvature:
             start += layer.n_parameters
         return np.concatenate(parts, axis=1)
 
-    def whiten_factors(self, factors: Sequence[Factors]) -> list[WhitenedFactors]:
+    def whiten_factors(
+        self, factors: Sequence[Factors], *, first_inputs: NDArray[np.float64] | None = None
+    ) -> list[WhitenedFactors]:
         """Whiten gradients that are given as one pair (inputs, deltas) a layer.
 
         Parameters
         ----------
         factors : sequence of (inputs, deltas)
             One pair a layer, in a form of the module's docstring.
+        first_inputs : array of float64, shape (m, in + 1), optional
+            The whitened inputs of the first layer, a Kronecker one, where they are known.
 
         Returns
         -------
         list of (left (m, a), right (m, b))
             One pair a tuned layer; its whitened gradient is left_i ⊗ right_i.
         """
-        return [
+        known: list[WhitenedFactors] = []
+        layers: Sequence[LayerCurvature] = self._layers
+        first = layers[0]
+        if first_inputs is not None and isinstance(first, KroneckerLayer):
+            known = [(first.whiten_deltas(factors[0][1]), first_inputs)]
+            layers, factors = layers[1:], factors[1:]
+        return known + [
             layer.whiten_factors(inputs, deltas)
-            for layer, (inputs, deltas) in zip(self._layers, factors, strict=True)
+            for layer, (inputs, deltas) in zip(layers, factors, strict=True)
             if layer.n_components
         ]
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
@@ -34,7 +35,9 @@ from qexp.projections import FactorProjection, Identity, Projection
 from qexp.records import RecordSource, as_record_source
 from qexp.release import PrivateRelease
 
-__all__ = ["draw_figures", "norm", "private_step", "sample_private_weights"]
+__all__ = ["WhitenBlocks", "draw_figures", "norm", "private_step", "sample_private_weights"]
+
+WhitenBlocks = Callable[[Iterable[Any]], Iterable[WhitenedBlock]]
 
 # One record's clipped gradient moves by c when it is nulled, by up to 2c when it is exchanged.
 _SENSITIVITY_FACTOR: Final = {"replace_special": 1, "replace_one": 2}
@@ -211,19 +214,21 @@ def private_step(
     progress: bool = False,
     n_records: int | None = None,
     communicator: Communicator | None = None,
+    whiten: WhitenBlocks | None = None,
 ) -> tuple[NDArray[Any], NoisySum] | None:
     """Make one draw: the step P u with u = -(η/n) L⁻ᵀ y, and the noisy sum y it comes from.
 
     The ledger is asked before the first record is read and charged before the draw is handed out.
     Arguments are as checked by :func:`sample_private_weights`; `n_records` is that of all ranks,
-    by default the source's. Ranks other than the root give their records and get None.
+    by default the source's. `whiten` takes the source's factors block by block in the curvature's
+    place. Ranks other than the root give their records and get None.
     """
     ranks = SingleProcess() if communicator is None else communicator
     n = source.n_records if n_records is None else n_records
 
     def draw() -> NoisySum | None:
         shown = progress and ranks.rank == 0
-        whitened = _whitened_blocks(source, projection, curvature, progress=shown)
+        whitened = _whitened_blocks(source, projection, curvature, whiten, progress=shown)
         # Closed here, also by an interrupt inside the sum, so that no progress bar is left behind.
         with closing(whitened):
             return private_sum(
@@ -321,15 +326,21 @@ def norm(x: NDArray[Any]) -> float:
 
 
 def _whitened_blocks(
-    source: RecordSource, projection: Projection, curvature: Curvature, *, progress: bool
+    source: RecordSource,
+    projection: Projection,
+    curvature: Curvature,
+    whiten: WhitenBlocks | None,
+    *,
+    progress: bool,
 ) -> Generator[WhitenedBlock, None, None]:
     """Project and whiten block by block; records stay independent of each other."""
-    whiten_factors = _on_factors(projection, curvature)
+    if whiten is None:
+        whiten = _on_factors(projection, curvature)
     with progress_bar(source.n_records, "records", show=progress) as advance:
-        if whiten_factors is not None and hasattr(source, "factor_blocks"):
-            for factors in source.factor_blocks():
-                yield whiten_factors(factors)
-                advance(len(factors[0][0]))
+        if whiten is not None and hasattr(source, "factor_blocks"):
+            for block in whiten(source.factor_blocks()):
+                yield block
+                advance(len(block if isinstance(block, np.ndarray) else block[0][0]))
             return
         for block in source.blocks():
             rows = _checks.real_array(block, "a block of records", 2)
@@ -342,16 +353,17 @@ def _whitened_blocks(
             advance(len(rows))
 
 
-def _on_factors(
-    projection: Projection, curvature: Curvature
-) -> Callable[[Any], WhitenedBlock] | None:
+def _on_factors(projection: Projection, curvature: Curvature) -> WhitenBlocks | None:
     """Give the way of gradients that come as factors, where one of the two maps knows it."""
+    of_block: Callable[[Any], WhitenedBlock] | None = None
     if isinstance(projection, Identity):
-        whiten: Callable[[Any], WhitenedBlock] | None = getattr(curvature, "whiten_factors", None)
-        return whiten
-    if isinstance(projection, FactorProjection):
-        return lambda factors: curvature.whiten(projection.forward_factors(factors))
-    return None
+        of_block = getattr(curvature, "whiten_factors", None)
+    elif isinstance(projection, FactorProjection):
+
+        def of_block(factors: Any) -> WhitenedBlock:
+            return curvature.whiten(projection.forward_factors(factors))
+
+    return None if of_block is None else partial(map, of_block)
 
 
 def _check_kinds(projection: object, curvature: object, ledger: object) -> None:

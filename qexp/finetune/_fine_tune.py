@@ -122,6 +122,11 @@ def fine_tune(
     the rounds are multiples of their lattices' units; their exact squares sum to at most the
     square of the calibrated μ. An early stop averages those of the schedule's last rounds that
     were done, or else releases the last weights.
+
+    Where curvature stays the same, of a :class:`qexp.models.MultilayerPerceptron` with Kronecker
+    curvature and records in memory, the records' whitened inputs to the first layer are computed
+    once and kept, in 8 n (d + 1) bytes and at most half a gigabyte: the weights have the same bits
+    in a half to a third of the time.
     """
     ranks = SingleProcess() if communicator is None else communicator
     with ranks.shared_fate():

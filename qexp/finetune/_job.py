@@ -21,6 +21,7 @@ from qexp._progress import progress_bar
 from qexp.bits import BitGenerator
 from qexp.curvature import Curvature
 from qexp.finetune._checkpoint import FineTuneState, load_state, save_state
+from qexp.finetune._kept_inputs import KeptInputs
 from qexp.finetune._result import FineTuneResult, RoundReport, StopReason
 from qexp.finetune._schedule import Schedule
 from qexp.layered import LayeredCurvature
@@ -127,6 +128,7 @@ class Job:
                 "all or none need one"
             )
         self.curvature = self._curvature_at(model, default=curvature)
+        self._kept: KeptInputs | None = None
         if schedule.curvature_share > 0:
             self._prepare_private_curvature(mu)
         self.public_inputs = {
@@ -347,8 +349,10 @@ class Job:
         if self.moments_lattice is not None and not self._has_refined:
             refined = self._curvature_of(self.state) if self.ranks.rank == 0 else None
             self.curvature, self._has_refined = self.ranks.broadcast_object(refined), True
+        source = self._source(model)
+        kept = self._kept_inputs(source)
         return private_step(
-            self._source(model),
+            source,
             n_records=self.n_records,
             projection=self.projection,
             curvature=self.curvature,
@@ -358,7 +362,16 @@ class Job:
             ledger=None,
             label=self._label(t),
             communicator=self.ranks,
+            whiten=None if kept is None else kept.whitened,
         )
+
+    def _kept_inputs(self, source: Any) -> KeptInputs | None:
+        """Give what whitens the rounds by one curvature, where there are several."""
+        if self.schedule.rounds == 1 or self.schedule.refresh_curvature:
+            return None
+        if self._kept is None or self._kept.curvature is not self.curvature:
+            self._kept = KeptInputs.for_job(self.X, source, self.projection, self.curvature)
+        return self._kept
 
     def _prepare_private_curvature(self, mu: float) -> None:
         """Check what private curvature needs, and choose its lattice."""

@@ -142,7 +142,14 @@ class GradientSource(_RowSource):
     record's position, its neighbours, or the number of threads. A record with a NaN or an infinity
     in its features, or a label that is no class, has a row of NaN, and raises nothing: the private
     sum replaces such rows by zero.
+
+    Attributes
+    ----------
+    records_are_inputs : bool
+        The first layer's inputs are the records with a trailing 1, at any weights.
     """
+
+    records_are_inputs = True
 
     def __init__(
         self,

@@ -116,11 +116,12 @@ tries all of its 90 to 294. The later stages are as large for all. Noise comes f
 test generators. Poisson samples (DP-SGD, SPARTA) are accounted for by privacy loss distributions,
 all other methods exactly. Seconds are a run's, without planning and without the half minute in
 which a subspace is learnt, once a model. Tasks and budgets that are not here were not run yet.
-Grids grew in the course, where plans had asked for what lay beyond them: AdaMix of `mnist_rotated`,
-SPARTA of this, of `mnist_to_usps` and of the augmented task, and DP-SGD and gradient descent of all
-but intensive care and `usps_to_mnist` are of narrower ones. By the wider ones DP-SGD and gradient
-descent changed by up to +.002 in intensive care, SPARTA by -.009 to +.012. Written by `python -m
-experiments report` from `experiments/results`, which `python -m experiments all` fills."""
+Grids grew in the course, where plans had asked for what lay beyond them: with ε ≥ 0.5, AdaMix of
+`mnist_rotated` (but at 8), SPARTA of this, of `mnist_to_usps` and of the augmented task, and DP-SGD
+and gradient descent of all but intensive care and `usps_to_mnist` are of narrower ones. By the
+wider ones DP-SGD and gradient descent changed by up to +.002 in intensive care, SPARTA by -.009 to
++.012. Written by `python -m experiments report` from `experiments/results`, which `python -m
+experiments all` fills."""
 
 
 def _methods() -> str:

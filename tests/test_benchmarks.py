@@ -56,6 +56,7 @@ def test_every_kernel_has_a_suite():
         "calibration",
         "cholesky",
         "exact_normal",
+        "fine_tuning",
         "fwht",
         "gram",
         "kron_sketch",

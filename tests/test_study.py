@@ -365,7 +365,7 @@ def test_public_records_alone_are_a_rival_and_a_missing_one_is_named(tmp_path):
     store.add(seeds("b", "dp_gd", 2.0, 0.7))
     page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
     assert "with ε ≥ 0.5 1 won, 0 tied, 1 lost; below" in page
-    assert "far from all cells were run, 0 won, 0 tied, 1 lost." in page
+    assert "; below, 0 won, 0 tied, 1 lost (not all were run of `a`, `b`)." in page
     assert "public_only, 90.0 ± " in page
     assert re.search(r"\| b \| 1 \| 80.0 ± .* \| adamix, 70.0 ± .* \(without dp_gd\) \|", page)
 

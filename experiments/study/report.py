@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from experiments.study import glance
+from experiments.study.cells import DEFAULT_EPSILONS
 from experiments.study.figures import (
     BOUNDS,
     PLAIN,
@@ -35,7 +36,7 @@ from experiments.study.summaries import (
     student,
     summarise,
 )
-from experiments.study.verdicts import planned, verdicts, without_budget
+from experiments.study.verdicts import Verdict, planned, verdicts, without_budget
 from experiments.tasks import TASKS
 from qexp._files import atomic_write
 from qexp.rivals import METHODS
@@ -48,6 +49,10 @@ _DELTA: Final = 1e-5
 _LEAST_JUDGED: Final = 0.5
 # Half of a normal's 95 % interval, in standard errors.
 _NORMAL: Final = 1.96
+_WHOLE_SPACE: Final = (
+    " Where qexp was not planned with subspaces yet, its plan for the whole space is judged, and "
+    "said to be that."
+)
 _BOUNDS_TOLD: Final = ("with public records alone", "without privacy")
 # Largest part of DP-SGD's gap that qexp is to leave at ε = 1.
 _AIM: Final = 0.5
@@ -223,12 +228,21 @@ def _other_measures(found: list[Summary]) -> str | None:
     )
 
 
+def _not_run(judged: Sequence[Verdict]) -> str:
+    """Name the tasks of which not all budgets below the least judged one were run."""
+    small = [epsilon for epsilon in DEFAULT_EPSILONS if epsilon < _LEAST_JUDGED]
+    cells = {verdict.cell for verdict in judged}
+    tasks = sorted({task for task, _ in cells if any((task, e) not in cells for e in small)})
+    return f" (not all were run of {', '.join(f'`{task}`' for task in tasks)})" if tasks else ""
+
+
 def _verdicts(found: list[Summary], errors: Mapping[tuple[str, float, str], float]) -> str:
     """Tell which cells qexp wins, ties and loses, by differences seed by seed."""
     rows: dict[str, list[str]] = {"Lost": [], "Tied": [], "Won": []}
     counts = {least: dict.fromkeys(rows, 0) for least in (True, False)}
     sampled, kept = 0, dict.fromkeys(rows, 0)
-    for verdict in verdicts(found):
+    judged = verdicts(found)
+    for verdict in judged:
         (task, epsilon), word = verdict.cell, verdict.word
         ours, best, gap = verdict.ours, verdict.best, verdict.gap
         cells = [
@@ -256,12 +270,11 @@ def _verdicts(found: list[Summary], errors: Mapping[tuple[str, float, str], floa
         "## Where qexp loses",
         "",
         "Against the rival of the best mean in each cell, training on public records alone among "
-        f"them: with ε ≥ {_LEAST_JUDGED:g} {_count(counts[True])}; below, where far from all cells "
-        f"were run, {_count(counts[False])}. Seeds are paired: the same pretrained model for all "
-        "methods. So the verdict is by the differences seed by seed, and a cell is tied where "
-        "their 95 % interval (Student's) holds 0. The rival is chosen by the same figures, which "
-        "favours it. Where qexp was not planned with subspaces yet, its plan for the whole space "
-        "is judged, and said to be that.",
+        f"them: with ε ≥ {_LEAST_JUDGED:g} {_count(counts[True])}; below, {_count(counts[False])}"
+        f"{_not_run(judged)}. Seeds are paired: the same pretrained model for all methods. So the "
+        "verdict is by the differences seed by seed, and a cell is tied where their 95 % interval "
+        "(Student's) holds 0. The rival is chosen by the same figures, which favours it."
+        + (_WHOLE_SPACE if any(v.ours.method != "qexp" for v in judged) else ""),
         "",
         "These intervals are over pretrained models and noise. Private records, test records and "
         "plans are the same for all seeds. On other test records of the same domain a difference "

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from qexp import _core
+from qexp.models import MultilayerPerceptron
 
-__all__ = ["Each", "several_at_once"]
+__all__ = ["Each", "several_at_once", "threads_for"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -22,9 +23,18 @@ class Each(Protocol):
     def __call__(self, function: Callable[[A], B], arguments: Iterable[A], /) -> Iterator[B]: ...
 
 
+def threads_for(*models: object) -> int:
+    """Give how many threads may ask these models at once: what is not qexp's own may bear only one.
+
+    For qexp's it is what `OMP_NUM_THREADS` and threadpoolctl leave the kernels.
+    """
+    own = all(isinstance(model, MultilayerPerceptron) for model in models)
+    return _core.get_num_threads() if own else 1
+
+
 @contextmanager
-def several_at_once(threads: int | None = None) -> Iterator[Each]:
-    """Give a function that maps another over arguments, in as many threads as the kernels have.
+def several_at_once(threads: int) -> Iterator[Each]:
+    """Give a function that maps another over arguments, in so many threads.
 
     One such call is small, so that threads inside of it gain little: BLAS is kept to one where
     threadpoolctl is installed. Of what was not begun when an error or Ctrl-C ends the block nothing
@@ -32,15 +42,13 @@ def several_at_once(threads: int | None = None) -> Iterator[Each]:
 
     Parameters
     ----------
-    threads : int, optional
-        Default: what `OMP_NUM_THREADS` and threadpoolctl leave qexp's kernels. With one, nothing is
-        computed before it is asked for.
+    threads : int
+        With one, nothing is computed before it is asked for.
     """
-    count = _core.get_num_threads() if threads is None else threads
-    if count <= 1:
+    if threads == 1:
         yield map
         return
-    pool = ThreadPoolExecutor(count, thread_name_prefix="qexp")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="qexp")
     try:
         with _one_blas_thread():
             yield pool.map

@@ -355,15 +355,12 @@ def _whitened_blocks(
 
 def _on_factors(projection: Projection, curvature: Curvature) -> WhitenBlocks | None:
     """Give the way of gradients that come as factors, where one of the two maps knows it."""
-    of_block: Callable[[Any], WhitenedBlock] | None = None
     if isinstance(projection, Identity):
-        of_block = getattr(curvature, "whiten_factors", None)
-    elif isinstance(projection, FactorProjection):
-
-        def of_block(factors: Any) -> WhitenedBlock:
-            return curvature.whiten(projection.forward_factors(factors))
-
-    return None if of_block is None else partial(map, of_block)
+        whiten_factors = getattr(curvature, "whiten_factors", None)
+        return None if whiten_factors is None else partial(map, whiten_factors)
+    if isinstance(projection, FactorProjection):
+        return partial(map, lambda factors: curvature.whiten(projection.forward_factors(factors)))
+    return None
 
 
 def _check_kinds(projection: object, curvature: object, ledger: object) -> None:

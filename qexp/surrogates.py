@@ -17,10 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from qexp import _checks
-from qexp._parallel import several_at_once
+from qexp._parallel import several_at_once, threads_for
 from qexp.datasets import images
 from qexp.measures import area_under_roc
-from qexp.models import MultilayerPerceptron
 
 __all__ = [
     "IMAGE_KINDS",
@@ -323,8 +322,7 @@ def image_surrogates(
 
     shares = _kept_shares(_checks.count(count, "count"), keeps)
     drawn = [(draw(), share) for share in shares]
-    # A model that is not qexp's own may not bear several threads.
-    with several_at_once(None if isinstance(model, MultilayerPerceptron) else 1) as each:
+    with several_at_once(threads_for(model)) as each:
         return list(
             each(lambda one: _calibrated(one[0], model, features, labels, one[1], seed), drawn)
         )

@@ -1,5 +1,6 @@
 import os
 import signal
+from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
@@ -14,6 +15,16 @@ os.environ["PYTHONSAFEPATH"] = "1"
 # A shell without job control lets what it starts in the background ignore Ctrl-C, and so would
 # every process that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """Set the kernels' number of threads, for one test."""
+    from qexp import _core
+
+    before = _core.get_num_threads()
+    yield _core.set_num_threads
+    _core.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

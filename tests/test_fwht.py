@@ -15,13 +15,6 @@ from qexp import _core
 DTYPES = [np.float32, np.float64]
 
 
-@pytest.fixture
-def threads():
-    before = _core.get_num_threads()
-    yield _core.set_num_threads
-    _core.set_num_threads(before)
-
-
 def textbook(x):
     """The same butterflies in the same order, so the same bits."""
     x = x.copy()
@@ -46,11 +39,11 @@ def test_it_is_the_hadamard_matrix(n):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("log2n", range(22))
-def test_every_size_has_the_bits_of_the_textbook_loop(threads, dtype, log2n):
+def test_every_size_has_the_bits_of_the_textbook_loop(set_threads, dtype, log2n):
     rows = np.random.default_rng(log2n).standard_normal((1, 1 << log2n)).astype(dtype)
     expected = textbook(rows)
     for count in (1, 2, 3):
-        threads(count)
+        set_threads(count)
         actual = rows.copy()
         _core.fwht(actual)
         assert actual.tobytes() == expected.tobytes()

@@ -6,7 +6,6 @@ import time
 import numpy as np
 import pytest
 
-from qexp import _core
 from qexp._parallel import several_at_once
 from qexp.models import mlp
 from qexp.planning import plan
@@ -17,13 +16,6 @@ RNG = np.random.default_rng(0)
 X = RNG.random(size=(400, 16)).astype(np.float32)
 Y = (X[:, :8].sum(axis=1) > X[:, 8:].sum(axis=1)).astype(int)
 MODEL = mlp((16, 6, 2), seed=1).fit(X[:200], Y[:200], epochs=20)
-
-
-@pytest.fixture
-def set_threads():
-    before = _core.get_num_threads()
-    yield _core.set_num_threads
-    _core.set_num_threads(before)
 
 
 def test_results_come_in_the_order_of_the_arguments():

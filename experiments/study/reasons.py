@@ -92,11 +92,11 @@ model of another, such as medical ones.
   of scikit-learn, which is no task here. But a prototype had been seen on the test digits of
   `mnist_few_500` before: one schedule, planned on public shifts, at five ε in 30, 100 and 300
   directions, and what part of the private digits' gradient these hold; and its plans there by a
-  first version, without scaling, at five ε (84.9 at ε = 1). For
-  `usps_to_mnist` the whole space was chosen. Rivals have none: AdaMix's own is of
-  unmoved public gradients. Whoever can train the public model anew may do so on moved records, too,
-  which costs no privacy and on `mnist_few_500` gains more than any method here up to ε = 4: that is
-  `mnist_few_500_augmented`, where subspaces are learnt beyond it.
+  first version, without scaling, at five ε (84.9 at ε = 1). For `usps_to_mnist` the whole space was
+  chosen. Rivals have none: AdaMix's own is of unmoved public gradients. Whoever can train the
+  public model anew may do so on moved records, too, which costs no privacy and on `mnist_few_500`
+  gains more than any method here up to ε = 4: that is `mnist_few_500_augmented`, where subspaces
+  are learnt beyond it.
 - Without noise the plans of `mnist_few_250`, `_500` and `_1000` at ε = 1 end one to two points
   higher (`python -m experiments.noise_share`): most of the rest of the gap is the subspace's.
   Rehearsals in subspaces that were learnt from fewer kinds of shifts choose more directions. On the

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks
-from qexp.models import MultilayerPerceptron
+from qexp._parallel import threads_for
 from qexp.planning._halving import Effort, named_effort
 from qexp.planning._scorer import Score, Scorer
 from qexp.planning._trials import Maker
@@ -87,10 +87,11 @@ class PublicDomains:
         return list(dict.fromkeys(source for source, _ in self.domains))
 
     @property
-    def threads(self) -> int | None:
-        """How many trials may run at once: what is not qexp's own may not bear several."""
-        own = all(isinstance(source.model, MultilayerPerceptron) for source in self.sources)
-        return None if own and not callable(self.scorer.score) else 1
+    def threads(self) -> int:
+        """How many trials may run at once; a score of the caller's own may bear only one."""
+        if callable(self.scorer.score):
+            return 1
+        return threads_for(*(source.model for source in self.sources))
 
 
 def public_domains(

@@ -118,8 +118,8 @@ class Halving(Generic[C]):
     what : str
         What that is counted in.
     progress : bool
-    threads : int, optional
-        How many trials at once; None for as many as the kernels have threads.
+    threads : int
+        How many trials at once.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Halving(Generic[C]):
         work: Callable[[C], int] = lambda candidate: 1,
         what: str = "trials",
         progress: bool = False,
-        threads: int | None = 1,
+        threads: int = 1,
     ) -> None:
         self._prepare, self._effort, self._seed = prepare, effort, seed
         self._threads = threads

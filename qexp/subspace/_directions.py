@@ -9,11 +9,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qexp import _checks, _core
-from qexp._parallel import several_at_once
+from qexp import _checks
+from qexp._parallel import several_at_once, threads_for
 from qexp._progress import progress_bar
 from qexp.layered import KroneckerCurvature
-from qexp.models import MultilayerPerceptron
 from qexp.models._public_perceptron import for_public_records
 from qexp.subspace._projection import PublicSubspace, SubspaceLayer
 from qexp.surrogates import Surrogate, image_surrogates
@@ -188,8 +187,7 @@ def learn_directions(
     curvature = KroneckerCurvature.from_model(model, X, damping=DAMPING)
     rng = np.random.default_rng(seed)
     found: list[list[NDArray[np.float32]]] = []
-    # A model that is not qexp's own may not bear several threads.
-    threads = _core.get_num_threads() if isinstance(model, MultilayerPerceptron) else 1
+    threads = threads_for(model)
 
     def moved() -> Iterator[Any]:
         for move in given:

@@ -21,6 +21,7 @@ __all__ = ["EFFORTS", "Effort", "Halving", "Outcome", "Try", "named_effort"]
 
 C = TypeVar("C")
 Try = Callable[[C, int, int], tuple[float, float]]
+_Pairs = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Outcome:
 
     stage: int
     records: int
-    pairs: tuple[tuple[float, float], ...]
+    pairs: _Pairs
 
     @property
     def mean(self) -> float:
@@ -143,7 +144,7 @@ class Halving(Generic[C]):
 
     def run(self, candidates: Sequence[C]) -> None:
         """Try the candidates, in each stage the best of the one before."""
-        alive = list(candidates)
+        alive = list(dict.fromkeys(candidates))
         for stage, (most, _, _) in enumerate(self._effort.stages):
             if stage:
                 alive = sorted(alive, key=self._mean, reverse=True)[:most]
@@ -170,21 +171,11 @@ class Halving(Generic[C]):
         if not finalists or not seeds:
             return
         last = len(self._effort.stages)
-        surrogates, records, tried = self._prepared(last - 1)
-        jobs = [(c, i, seed + i) for c in finalists for seed in seeds for i in range(surrogates)]
-        with (
-            self._bar(finalists, "finalists", len(seeds)) as advance,
-            several_at_once(self._threads) as each,
-        ):
-            done = each(lambda job: tried(*job), jobs)
-            for candidate in finalists:
-                trials = [self.outcomes[candidate].pairs]
-                for _ in seeds:
-                    trials.append(tuple(itertools.islice(done, surrogates)))
-                    advance(self._work(candidate))
-                means = np.mean(trials, axis=0)
-                pairs = tuple((float(score), float(accuracy)) for score, accuracy in means)
-                self.outcomes[candidate] = Outcome(last, records, pairs)
+        records, trials = self._trials(finalists, last - 1, seeds, "finalists")
+        for candidate, fresh in trials.items():
+            means = np.mean([self.outcomes[candidate].pairs, *fresh], axis=0)
+            pairs = tuple((float(score), float(accuracy)) for score, accuracy in means)
+            self.outcomes[candidate] = Outcome(last, records, pairs)
 
     def ranked(self) -> list[C]:
         """Sort what was tried: those that got furthest first, the best of each stage first."""
@@ -198,18 +189,28 @@ class Halving(Generic[C]):
         return self.outcomes[candidate].mean
 
     def _try(self, candidates: Sequence[C], stage: int) -> None:
+        records, trials = self._trials(
+            candidates, stage, [self._seed_of(stage)], f"stage {stage + 1}"
+        )
+        for candidate, (pairs,) in trials.items():
+            self.outcomes[candidate] = Outcome(stage, records, pairs)
+
+    def _trials(
+        self, candidates: Sequence[C], stage: int, seeds: Sequence[int], where: str
+    ) -> tuple[int, dict[C, list[_Pairs]]]:
+        """Try candidates as a stage does, once a seed; give its records and what came of each."""
         surrogates, records, tried = self._prepared(stage)
-        seed = self._seed_of(stage)
-        jobs = [(candidate, i, seed + i) for candidate in candidates for i in range(surrogates)]
+        jobs = [(c, i, seed + i) for c in candidates for seed in seeds for i in range(surrogates)]
+        trials: dict[C, list[_Pairs]] = {candidate: [] for candidate in candidates}
         with (
-            self._bar(candidates, f"stage {stage + 1}") as advance,
+            self._bar(candidates, where, len(seeds)) as advance,
             several_at_once(self._threads) as each,
         ):
             done = each(lambda job: tried(*job), jobs)
-            for candidate in candidates:
-                pairs = tuple(itertools.islice(done, surrogates))
-                self.outcomes[candidate] = Outcome(stage, records, pairs)
+            for candidate, _ in itertools.product(candidates, seeds):
+                trials[candidate].append(tuple(itertools.islice(done, surrogates)))
                 advance(self._work(candidate))
+        return records, trials
 
     def _prepared(self, stage: int) -> tuple[int, int, Try[C]]:
         """Give the surrogates and records of a stage, and what tries a candidate on them."""

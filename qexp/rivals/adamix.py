@@ -19,6 +19,12 @@ from numpy.typing import NDArray
 
 from qexp.rivals._boundary import Boundary, Pairs, PairsOf, row_norms
 from qexp.rivals._descent import Descent, descend, model_at
+from qexp.rivals._leading_vectors import (
+    GramMatrix,
+    KeptRows,
+    quick_right_vectors,
+    right_vectors,
+)
 from qexp.rivals._method import Method, PublicData, Tuned
 from qexp.rivals._parts import (
     InputSubspace,
@@ -41,7 +47,6 @@ __all__ = ["AdaMixSettings", "adamix"]
 Subspace = Literal["total", "per_example", "none"]
 _SUBSPACES: Final = ("total", "per_example", "none")
 _LEAST_NORM: Final = 1e-12
-_MORE_VECTORS, _ITERATIONS = 10, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,65 +119,32 @@ class _Public:
         boundary: Boundary,
     ) -> None:
         shapes, dtype = layer_shapes(model), boundary.dtype
-        simulated = boundary.records_are_public
-        self.sums = [np.zeros(shape, dtype) for shape in shapes]
-        wants_rows = settings.subspace == "per_example"
-        grams = [] if simulated or not wants_rows else [np.zeros((k, k), dtype) for _, k in shapes]
-        rows: list[list[NDArray[Any]]] = [[] for _ in shapes] if simulated and wants_rows else []
+        # Of trials none depends on the last bits of a subspace.
+        quick = boundary.records_are_public
+        sums = [np.zeros(shape, dtype) for shape in shapes]
+        rows: list[GramMatrix | KeptRows] = []
+        if settings.subspace == "per_example":
+            rows = [KeptRows() if quick else GramMatrix(n, dtype) for _, n in shapes]
         norms = []
         for factors in layer_factors(model, X, y):
             if settings.clipping_norm is None:
                 norms.append(row_norms([(deltas, inputs) for inputs, deltas in factors]))
             for layer, (inputs, deltas) in enumerate(factors):
-                self.sums[layer] += (deltas.T @ inputs).reshape(shapes[layer])
-                if wants_rows:
-                    squares = np.square(deltas).sum(axis=1, keepdims=True)
-                    if simulated:
-                        rows[layer].append(inputs * np.sqrt(squares))
-                    else:
-                        grams[layer] += (inputs * squares).T @ inputs
+                sums[layer] += (deltas.T @ inputs).reshape(shapes[layer])
+                if rows:
+                    rows[layer].add(inputs, np.square(deltas).sum(axis=1, keepdims=True))
         self.clipping_norm = settings.clipping_norm or max(
             float(np.quantile(np.concatenate(norms), settings.clipping_quantile)), _LEAST_NORM
         )
-        self.gradient: NDArray[Any] = np.concatenate([total.ravel() for total in self.sums])
+        self.gradient: NDArray[Any] = np.concatenate([total.ravel() for total in sums])
         self.part: Part = WholeSpace(model)
         if settings.subspace != "none":
-            rank = settings.rank
             if rows:
-                bases = [_leading_vectors(np.concatenate(blocks), rank) for blocks in rows]
-            elif simulated:
-                bases = [_leading_rows(total, rank) for total in self.sums]
-            elif grams:
-                bases = [np.linalg.eigh(gram)[1][:, ::-1][:, :rank] for gram in grams]
+                bases = [layer.leading(settings.rank) for layer in rows]
             else:
-                bases = [np.linalg.svd(s, full_matrices=False)[2][:rank].T for s in self.sums]
-            self.part = InputSubspace(shapes, bases, public_rows=simulated)
-
-
-# What follows is for trials, whose subspaces need not agree in bits with anything.
-
-
-def _leading_vectors(rows: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
-    """Give the leading right singular vectors, by iteration on a few random ones.
-
-    After Halko, Martinsson and Tropp, "Finding structure with randomness" (SIAM Review, 2011),
-    algorithm 4.4: in a small part of the flops of the rows' Gram matrix and its eigenvectors.
-    """
-    columns = rows.shape[1]
-    width = min(rank + _MORE_VECTORS, columns)
-    basis = np.random.default_rng(0).standard_normal((columns, width), dtype=np.float32)
-    for _ in range(_ITERATIONS):
-        basis = np.linalg.qr(rows.T @ (rows @ basis))[0]
-    image = (rows @ basis).astype(np.float64)
-    turn = np.linalg.eigh(image.T @ image)[1][:, ::-1][:, :rank]
-    return basis @ turn.astype(np.float32)
-
-
-def _leading_rows(matrix: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
-    """Give what spans the leading right singular vectors, through the few rows' Gram matrix."""
-    doubles = matrix.astype(np.float64)
-    left = np.linalg.eigh(doubles @ doubles.T)[1][:, ::-1][:, :rank]
-    return np.linalg.qr(doubles.T @ left)[0].astype(np.float32)
+                leading = quick_right_vectors if quick else right_vectors
+                bases = [leading(total, settings.rank) for total in sums]
+            self.part = InputSubspace(shapes, bases, public_rows=quick)
 
 
 def _clipped_then_projected(model: Any, part: Part, clipping_norm: float) -> PairsOf:

@@ -1,8 +1,8 @@
 """Private records in many files: opened, checked, dealt to ranks, and read block by block.
 
-Nothing is ever held but the rows of one slice (and, of Parquet files, one row group), so memory
-does not grow with the number of records. Shapes, dtypes and lengths of all files are checked on
-opening, before a record is read; values never.
+Unless they are asked for in memory, nothing is ever held but the rows of one slice (and, of Parquet
+files, one row group), so memory does not grow with the number of records. Shapes, dtypes and
+lengths of all files are checked on opening, before a record is read; values never.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = ["Shards", "open_shards"]
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 _IDS_AT_ONCE: Final = 2**14
+_BYTES_AT_ONCE: Final = 2**24
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,11 +34,11 @@ class Shards:
 
     Attributes
     ----------
-    X : LazyRows, shape (n_records, …)
+    X : LazyRows or ndarray, shape (n_records, …)
         Features, for a model's ``gradient_blocks(X, y)``.
-    y : LazyRows, shape (n_records,)
+    y : LazyRows or ndarray, shape (n_records,)
         Labels.
-    groups : LazyRows of integers, shape (n_records,), or None
+    groups : LazyRows or ndarray of integers, shape (n_records,), or None
         User ids.
     n_records : int
         Rows of this rank.
@@ -45,11 +46,33 @@ class Shards:
         Rows of all ranks.
     """
 
-    X: LazyRows = field(repr=False)
-    y: LazyRows = field(repr=False)
-    groups: LazyRows | None = field(repr=False)
+    X: LazyRows | NDArray[Any] = field(repr=False)
+    y: LazyRows | NDArray[Any] = field(repr=False)
+    groups: LazyRows | NDArray[Any] | None = field(repr=False)
     n_records: int
     n_records_total: int
+
+    def in_memory(self) -> Shards:
+        """Read this rank's share once, for many rounds on it.
+
+        Returns
+        -------
+        Shards
+            The same of arrays, which take ``n_records`` times a row's bytes.
+
+        Raises
+        ------
+        OSError
+            If a file cannot be read any more.
+        MemoryError
+            If the share does not fit.
+        """
+        return replace(
+            self,
+            X=_read_all(self.X),
+            y=_read_all(self.y),
+            groups=None if self.groups is None else _read_all(self.groups),
+        )
 
 
 def open_shards(
@@ -120,6 +143,25 @@ def open_shards(
         n_records=stop - start,
         n_records_total=n,
     )
+
+
+def _read_all(rows: LazyRows | NDArray[Any]) -> NDArray[Any]:
+    """Read rows into one array, piece by piece so that they are never there twice."""
+    if isinstance(rows, np.ndarray):
+        return rows
+    # No size: where users are protected, how many records they have is not public.
+    try:
+        array = np.empty(rows.shape, rows.dtype)
+    except MemoryError:
+        raise MemoryError(
+            "the records do not fit in memory; read them from their files, or by more ranks"
+        ) from None
+    row_bytes = int(np.prod(rows.shape[1:], dtype=np.int64)) * rows.dtype.itemsize
+    step = max(1, _BYTES_AT_ONCE // max(1, row_bytes))
+    for start in range(0, len(rows), step):
+        stop = min(start + step, len(rows))
+        array[start:stop] = rows[start:stop]
+    return array
 
 
 def _taken(*others: Paths | None) -> dict[str, list[str]]:

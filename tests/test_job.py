@@ -406,6 +406,35 @@ def test_the_block_size_changes_no_bit(folder, size):
     assert np.array_equal(weights(folder / "out"), expected(folder).weights)
 
 
+def test_records_in_memory_change_no_bit(folder, capsys):
+    loaded = job(folder, run__records_in_memory="true", public__curvature='"kronecker"')
+    print(dry_run(loaded))
+    # 300 records of 16 features in float32 and a label in int64.
+    said = capsys.readouterr().out
+    assert "beside 0 MiB of records in all processes together" in said
+    assert run_job(loaded) == 0
+    assert np.array_equal(weights(folder / "out"), expected(folder).weights)
+
+
+def test_how_many_records_users_have_is_not_said_of_memory_either(folder):
+    np.save(folder / "ids.npy", np.arange(300) // 5)
+    loaded = job(
+        folder,
+        private__groups='"ids.npy"',
+        private__max_records_per_user="5",
+        run__records_in_memory="true",
+    )
+    assert "beside the records in all processes" in dry_run(loaded)
+    assert run_job(loaded) == 0
+    in_memory = weights(folder / "out")
+    shutil.rmtree(folder / "out")
+    (folder / "ledger.jsonl").unlink()
+    SharedLedger.create(folder / "ledger.jsonl", mu_budget=MU * 1.01)
+    loaded = job(folder, private__groups='"ids.npy"', private__max_records_per_user="5")
+    assert run_job(loaded) == 0
+    assert np.array_equal(weights(folder / "out"), in_memory)
+
+
 @pytest.mark.parametrize(
     ("curvature", "projection"),
     [("dense", ""), ("diagonal", ""), ("identity", ""), ("dense", "srht"), ("identity", "srht")],

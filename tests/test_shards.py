@@ -104,6 +104,38 @@ def test_any_slice_is_the_array_s(folder, name, start, stop, size):
     assert isinstance(shards.y, LazyRows)
 
 
+@pytest.mark.parametrize("at_once", [1, 300, 2**24])
+@pytest.mark.parametrize("by_user", [False, True])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_share_in_memory_holds_the_same_rows(folder, monkeypatch, name, by_user, at_once):
+    monkeypatch.setattr(shards, "_BYTES_AT_ONCE", at_once)
+    for rank in range(3):
+        lazy = opened(folder, name, rank=rank, size=3, by_user=by_user)
+        read = lazy.in_memory()
+        assert (read.n_records, read.n_records_total) == (lazy.n_records, N)
+        for what in ("X", "y", "groups"):
+            rows, array = getattr(lazy, what), getattr(read, what)
+            if rows is None:
+                assert array is None
+                continue
+            assert type(array) is np.ndarray
+            assert array.dtype == rows.dtype
+            assert np.array_equal(array, np.asarray(rows))
+        again = read.in_memory()
+        assert again.X is read.X
+
+
+def test_records_that_do_not_fit_in_memory(folder, monkeypatch):
+    opened_shards = opened(folder, "npy")
+
+    def refuse(*_):
+        raise MemoryError("Unable to allocate 200 rows")
+
+    monkeypatch.setattr(np, "empty", refuse)
+    with pytest.raises(MemoryError, match=r"^the records do not fit in memory; read them from"):
+        opened_shards.in_memory()
+
+
 def test_other_ways_to_read_are_refused(folder):
     rows = opened(folder, "npy").X
     with pytest.raises(TypeError, match="read by slices; got 3"):

@@ -13,9 +13,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -148,14 +149,18 @@ class _Run:
                     job=os.path.basename(job.path),
                 )
             ledger = self._ledger() if is_root else None
-            plan: Mapping[str, Any] | None = self._plan(inputs) if is_root else None
+            digest = cache(lambda: _digest_of_public(job, inputs))
+            plan: Mapping[str, Any] | None = self._plan(inputs, digest) if is_root else None
             schedule: Schedule = ranks.broadcast_object(
                 None if not is_root else _schedule(job, plan)
             )
-            subspace = ranks.broadcast_object(self._subspace(inputs, plan) if is_root else None)
+            subspace = self._subspace(inputs, plan, digest) if is_root else None
+            subspace = ranks.broadcast_object(subspace)
             if subspace is not None:
                 inputs = in_subspace(inputs, subspace)
                 sizes = summary(inputs)
+            if job.run.records_in_memory:
+                inputs = replace(inputs, shards=inputs.shards.in_memory())
             self.stopper.begin_rounds()
             result = self._fine_tune(inputs, schedule, ledger)
             self.stopper.end_rounds()
@@ -169,16 +174,16 @@ class _Run:
             return None
         return SharedLedger(privacy.ledger)
 
-    def _plan(self, inputs: Inputs) -> Mapping[str, Any] | None:
+    def _plan(self, inputs: Inputs, public_digest: Callable[[], str]) -> Mapping[str, Any] | None:
         """Plan, or take up the plan that the folder holds."""
         job = self.job
         if job.schedule.rounds != "plan":
             return None
+        public = public_digest()
         path = os.path.join(job.output.folder, _PLAN)
-        digest = _what_shapes_the_plan(job, inputs)
         found = _read_plan(path)
         if found is not None:
-            if found["settings"] != digest:
+            if found["settings"] != public:
                 raise ValueError(
                     f"{path!r} was made for another job file or number of records; go on with the "
                     "settings it was begun with, or give another output folder, which costs anew"
@@ -187,7 +192,7 @@ class _Run:
         began = time.monotonic()
         self.log.event("planning", "planning on public records")
         made = _planned(job, inputs, progress=self.log.is_terminal)
-        document = {"format": _PLAN_FORMAT, "version": 1, "settings": digest, "plan": made}
+        document = {"format": _PLAN_FORMAT, "version": 1, "settings": public, "plan": made}
         _write_json(path, {**document, "sha256": _digest(document)})
         expected = predicted(made)
         self.log.event(
@@ -205,11 +210,13 @@ class _Run:
         )
         return made
 
-    def _subspace(self, inputs: Inputs, plan: Mapping[str, Any] | None) -> PublicSubspace | None:
+    def _subspace(
+        self, inputs: Inputs, plan: Mapping[str, Any] | None, public_digest: Callable[[], str]
+    ) -> PublicSubspace | None:
         size = subspace_size(self.job, plan)
         if size is None:
             return None
-        learnt_from = _digest([_what_shapes_the_plan(self.job, inputs), size])
+        learnt_from = _digest([public_digest(), size])
         return kept_subspace(self.job, inputs, size, self.log, learnt_from=learnt_from)
 
     def _fine_tune(
@@ -401,7 +408,8 @@ def _schedule(job: JobSettings, plan: Mapping[str, Any] | None) -> Schedule:
     return Schedule(**planned)
 
 
-def _what_shapes_the_plan(job: JobSettings, inputs: Inputs) -> str:
+def _digest_of_public(job: JobSettings, inputs: Inputs) -> str:
+    """Digest all that shapes a plan and a subspace."""
     described = job.describe()
     arrays = [inputs.model.weights, inputs.X_public, inputs.y_public, inputs.public_groups]
     for move in inputs.rehearsals:
@@ -510,7 +518,7 @@ def dry_run(job: JobSettings) -> str:
             f"{_time_words(seconds, schedule.rounds, sizes['n_records'])}, on one process with "
             f"{_core.get_num_threads()} thread(s); measured on blank records",
         ),
-        ("memory", f"about {memory:.0f} MiB a process, measured; it does not grow with the data"),
+        ("memory", f"about {memory:.0f} MiB a process, measured; {_growth_words(job, inputs)}"),
     ]
     if job.run.insecure_test_seed is not None:
         rows.append(("WARNING", "run.insecure_test_seed is set: the result is NOT PRIVATE"))
@@ -522,6 +530,22 @@ def _time_words(seconds: float, rounds: int, n_records: int | None) -> str:
     if n_records is None:
         return f"about {seconds:.3g} s a round and 1,000 records, times {rounds} rounds"
     return f"about {seconds:.3g} s a round, {seconds * rounds:.3g} s in all"
+
+
+def _growth_words(job: JobSettings, inputs: Inputs) -> str:
+    if not job.run.records_in_memory:
+        return "it does not grow with the data"
+    shards = inputs.shards
+    if shards.groups is not None:
+        size = "the records"
+    else:
+        mebibytes = sum(_row_bytes(rows) for rows in (shards.X, shards.y))
+        size = f"{mebibytes * shards.n_records_total / 2**20:.0f} MiB of records"
+    return f"beside {size} in all processes together, and up to 512 MiB in each to whiten them once"
+
+
+def _row_bytes(rows: Any) -> int:
+    return int(np.prod(rows.shape[1:], dtype=np.int64)) * int(rows.dtype.itemsize)
 
 
 def _ledger_words(job: JobSettings, mu: float) -> str:
@@ -545,7 +569,6 @@ def _trial(
     Where their number is not public, the seconds are for every thousand of them.
     """
     import resource
-    from dataclasses import replace
 
     columns = inputs.shards.X.shape[1:]
     curvature = inputs.make_curvature(inputs.model, schedule.damping)

@@ -382,6 +382,11 @@ class RunSettings:
     block_size: int | None = _key(
         _integer(1), "most private records in memory at once; without influence on any bit", None
     )
+    records_in_memory: bool = _key(
+        _FLAG,
+        "read the private records once and not in every round; without influence on any bit",
+        False,
+    )
     public_seed: int = _key(_integer(0), "of labels drawn for the curvature, and of the plan", 0)
     wall_time: float | None = _key(
         _DURATION, "stop before a round that would not end within it, resumable", None

@@ -8,17 +8,17 @@ prints one JSON line.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 
+from qexp._memory import peak_mebibytes
 from qexp.datasets import load_mimic3
 
 
 def read(folder: Path, memory_limit: str) -> dict[str, float]:
     """Read the tables, and tell what it took this process."""
-    before = _peak_mib()
+    before = int(peak_mebibytes())
     started, started_cpu = time.perf_counter(), time.process_time()
     stays = load_mimic3(folder.parent, folder=folder.name, memory_limit=memory_limit)
     return {
@@ -26,21 +26,9 @@ def read(folder: Path, memory_limit: str) -> dict[str, float]:
         "features": stays.X.shape[1],
         "reading_seconds": round(time.perf_counter() - started, 1),
         "reading_cpu_seconds": round(time.process_time() - started_cpu, 1),
-        "peak_mib": _peak_mib(),
+        "peak_mib": int(peak_mebibytes()),
         "peak_mib_before": before,
     }
-
-
-def _peak_mib() -> int:
-    """Give the peak of resident memory since this program began."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        # Elsewhere than on Linux, where this one is never less than the parent's memory was.
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) // 2**10
 
 
 if __name__ == "__main__":

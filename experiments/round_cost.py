@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 import qexp
 from experiments.measurement import Line, Measurement, markdown_table
 from experiments.time_to_accuracy import one_thread
+from qexp._memory import peak_mebibytes
 from qexp.models import mlp
 
 
@@ -115,7 +115,7 @@ def large() -> Line:
         "n_records": source.n_records,
         "n_parameters": source.n_parameters,
         "round_seconds": time.perf_counter() - start,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": peak_mebibytes(),
     }
 
 

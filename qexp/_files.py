@@ -11,7 +11,13 @@ import stat
 from collections.abc import Callable
 from typing import BinaryIO
 
-__all__ = ["DamagedFileError", "advice", "atomic_write", "remove_leftovers"]
+__all__ = [
+    "DamagedFileError",
+    "advice",
+    "atomic_write",
+    "atomic_write_bytes",
+    "remove_leftovers",
+]
 
 # File systems that cannot sync a folder say so with one of these; the rename is still atomic there.
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}
@@ -124,3 +130,8 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
             f"could not write {target!r}: {reason}; the file there before, if any, is whole: "
             f"{advice(error.errno)}",
         ) from error
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write bytes so: whole, or not at all."""
+    atomic_write(path, lambda file: file.write(data))

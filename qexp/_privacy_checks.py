@@ -15,6 +15,7 @@ __all__ = [
     "check_mu",
     "check_relation",
     "check_unit",
+    "sensitivity_factor",
 ]
 
 NeighboringRelation = Literal["replace_special", "replace_one"]
@@ -88,6 +89,14 @@ def check_relation(value: object) -> NeighboringRelation:
         "neighboring_relation must be 'replace_special' (one record replaced by a null record) or "
         f"'replace_one' (one record replaced by any other), got {value!r}"
     )
+
+
+def sensitivity_factor(relation: object) -> int:
+    """Give by how many clipping norms the sums of neighbours differ at most.
+
+    A record's clipped gradient moves by c when it is nulled, by up to 2c when it is exchanged.
+    """
+    return 2 if check_relation(relation) == "replace_one" else 1
 
 
 def check_unit(value: object) -> UnitOfPrivacy:

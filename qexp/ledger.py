@@ -13,7 +13,7 @@ from fractions import Fraction
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from qexp._files import atomic_write
+from qexp._files import atomic_write_bytes
 from qexp._privacy_checks import (
     NeighboringRelation,
     UnitOfPrivacy,
@@ -22,6 +22,7 @@ from qexp._privacy_checks import (
     check_mu,
     check_relation,
     check_unit,
+    sensitivity_factor,
 )
 from qexp.privacy import calibrate_mu, delta, epsilon, noise_multiplier, sqrt_bounds, square
 
@@ -404,7 +405,7 @@ class PrivacyLedger:
             }
             data = json.dumps(document, indent=1).encode("ascii") + b"\n"
             # Inside the lock, so that of two threads that save, the later state stays.
-            atomic_write(path, lambda file: _write_all(file, data))
+            atomic_write_bytes(path, data)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PrivacyLedger:
@@ -555,10 +556,6 @@ class PrivacyLedger:
         return number
 
 
-def _write_all(file: Any, data: bytes) -> None:
-    file.write(data)
-
-
 def _checksum(content: Any) -> str:
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
@@ -606,7 +603,7 @@ def to_dp_event(mu_or_ledger: float | PrivacyLedger) -> Any:
         return dp_accounting.GaussianDpEvent(noise_multiplier(mu, changed_records))
 
     if isinstance(mu_or_ledger, PrivacyLedger):
-        changed_records = 2 if mu_or_ledger.neighboring_relation == "replace_one" else 1
+        changed_records = sensitivity_factor(mu_or_ledger.neighboring_relation)
         return dp_accounting.ComposedDpEvent(
             [gaussian(entry.mu, changed_records) for entry in mu_or_ledger.entries]
         )

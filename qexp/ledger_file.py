@@ -42,10 +42,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from types import TracebackType
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from qexp import _checks
-from qexp._files import DamagedFileError, advice, atomic_write
+from qexp._files import DamagedFileError, advice, atomic_write_bytes
 from qexp._privacy_checks import (
     NeighboringRelation,
     UnitOfPrivacy,
@@ -460,9 +460,6 @@ class SharedLedger(PrivacyLedger):
             },
         )
 
-        def write(file: BinaryIO) -> None:
-            file.write(line)
-
         # Claimed by an empty file first, so that of two that create one of them wins.
         try:
             os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -478,7 +475,7 @@ class SharedLedger(PrivacyLedger):
                 f"could not create {name!r} ({error.strerror}): {advice(error.errno)}",
             ) from error
         try:
-            atomic_write(name, write)
+            atomic_write_bytes(name, line)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name)

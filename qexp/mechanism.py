@@ -10,37 +10,41 @@ clipped gradients, which is where the privacy is; the rest is public arithmetic 
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks, _config
+from qexp._arguments import (
+    bit_generator,
+    check_agreement,
+    check_dimensions,
+    check_kinds,
+    protected,
+    sharded_source,
+    unit_of_privacy,
+)
 from qexp._communicator import Communicator, SingleProcess
-from qexp._privacy_checks import UnitOfPrivacy
+from qexp._privacy_checks import sensitivity_factor
 from qexp._progress import progress_bar
-from qexp.bits import BitGenerator, secure_generator
+from qexp.bits import BitGenerator
 from qexp.curvature import Curvature
 from qexp.ledger import PrivacyLedger
 from qexp.privacy import calibrate_mu, noise_multiplier
 from qexp.private_sum import Lattice, NoisySum, WhitenedBlock, lattice_for, private_sum
 from qexp.projections import FactorProjection, Identity, Projection
-from qexp.records import RecordSource, as_record_source
+from qexp.records import RecordSource
 from qexp.release import PrivateRelease
 
 __all__ = ["WhitenBlocks", "draw_figures", "norm", "private_step", "sample_private_weights"]
 
 WhitenBlocks = Callable[[Iterable[Any]], Iterable[WhitenedBlock]]
-
-# One record's clipped gradient moves by c when it is nulled, by up to 2c when it is exchanged.
-_SENSITIVITY_FACTOR: Final = {"replace_special": 1, "replace_one": 2}
 
 
 def sample_private_weights(
@@ -132,12 +136,12 @@ def sample_private_weights(
         unit = unit_of_privacy(source)
         projection = Identity(len(theta_0)) if projection is None else projection
         curvature = ranks.broadcast_object(curvature)
-        _check_kinds(projection, curvature, ledger)
-        _check_dimensions(len(theta_0), projection, curvature)
+        check_kinds(projection, curvature, ledger)
+        check_dimensions(len(theta_0), projection, curvature)
         c = _checks.positive(clipping_norm, "clipping_norm")
         eta = _checks.positive(step_size, "step_size")
-        factor = _sensitivity_factor(neighboring_relation)
-        bits = _bit_generator(rng)
+        factor = sensitivity_factor(neighboring_relation)
+        bits = bit_generator(rng)
         mu_target = calibrate_mu(target_epsilon, target_delta)
         lattice = lattice_for(mu_target / factor, c, n)
         public_inputs: dict[str, Any] = {
@@ -253,55 +257,6 @@ def private_step(
     return projection.adjoint(u), noisy
 
 
-def sharded_source(
-    records: NDArray[Any] | RecordSource, n_parameters: int, ranks: Communicator
-) -> tuple[RecordSource, int]:
-    """Give this rank's records as a source, and the number n of all ranks' records."""
-    alone = ranks.size == 1
-    source = as_record_source(records, n_parameters=n_parameters, least=1 if alone else 0)
-    if not alone:
-        _require_whole_users(source, ranks)
-    return source, _checks.count(ranks.sum(source.n_records), "n_records of all ranks")
-
-
-def _require_whole_users(source: RecordSource, ranks: Communicator) -> None:
-    """Raise where a user may have records on two ranks: each would clip its share to c."""
-    ends = getattr(source, "first_and_last_user", None)
-    gathered = ranks.gather(None if ends is None else ends())
-    ranges = sorted(found for found in gathered if found is not None)
-    if any(last >= first for (_, last), (first, _) in pairwise(ranges)):
-        raise ValueError(
-            "the user ids of two ranks overlap; all records of a user need to be on one rank, and "
-            "the ids of each rank in a range of their own, as qexp.shards.open_shards deals them"
-        )
-
-
-def unit_of_privacy(source: RecordSource) -> dict[str, Any]:
-    """Give what certificates say of a unit of privacy that is not the record."""
-    describe = getattr(source, "describe_unit", None)
-    return {} if describe is None else dict(describe())
-
-
-def protected(unit: Mapping[str, Any]) -> UnitOfPrivacy:
-    """Name the unit that :func:`unit_of_privacy` describes."""
-    name: UnitOfPrivacy = unit.get("unit_of_privacy", "record")
-    return name
-
-
-def check_agreement(public: Mapping[str, Any], ranks: Communicator) -> None:
-    """Raise on all ranks where public arguments, JSON-able, differ from rank to rank."""
-    if ranks.size == 1:
-        return
-    said = ranks.gather({name: json.dumps(value) for name, value in public.items()})
-    for rank, other in enumerate(said):
-        names = sorted(name for name in public if other.get(name) != said[0].get(name))
-        if names:
-            raise ValueError(
-                f"rank {rank} has another {' and '.join(names)} than rank 0; all ranks need the "
-                "same public arguments"
-            )
-
-
 def _shared_release(release: PrivateRelease | None, ranks: Communicator) -> PrivateRelease:
     # Made anew where it arrived, so that its weights are read-only there, too.
     shared: PrivateRelease = ranks.broadcast_object(release)
@@ -361,60 +316,3 @@ def _on_factors(projection: Projection, curvature: Curvature) -> WhitenBlocks | 
     if isinstance(projection, FactorProjection):
         return partial(map, lambda factors: curvature.whiten(projection.forward_factors(factors)))
     return None
-
-
-def _check_kinds(projection: object, curvature: object, ledger: object) -> None:
-    if not isinstance(projection, Projection):
-        raise TypeError(
-            f"projection is a {type(projection).__name__}; it needs to be None or a projection "
-            "such as qexp.SRHT"
-        )
-    if not isinstance(curvature, Curvature):
-        raise TypeError(
-            f"curvature is a {type(curvature).__name__}; it needs to be a curvature such as "
-            "qexp.DenseCurvature or qexp.IdentityCurvature"
-        )
-    if ledger is not None and not isinstance(ledger, PrivacyLedger):
-        raise TypeError(
-            f"ledger is a {type(ledger).__name__}; it needs to be None or a qexp.PrivacyLedger"
-        )
-
-
-def _check_dimensions(p: int, projection: Projection, curvature: Curvature) -> None:
-    if projection.n_parameters != p:
-        raise ValueError(
-            f"projection maps {projection.n_parameters} weights, pretrained has {p}; they need "
-            "the same number"
-        )
-    if curvature.n_parameters != projection.n_components:
-        raise ValueError(
-            f"curvature has dimension {curvature.n_parameters}, the projected gradients "
-            f"{projection.n_components}; they need the same (without a projection that is the "
-            "number of weights)"
-        )
-
-
-def _sensitivity_factor(neighboring_relation: str) -> int:
-    if neighboring_relation not in tuple(_SENSITIVITY_FACTOR):  # also where it has no hash
-        hint = (
-            "; adding or removing a record would change n, which is public here"
-            if neighboring_relation == "add_or_remove_one"
-            else ""
-        )
-        raise ValueError(
-            f"neighboring_relation is {neighboring_relation!r}; it needs 'replace_special' or "
-            f"'replace_one'{hint}"
-        )
-    return _SENSITIVITY_FACTOR[neighboring_relation]
-
-
-def _bit_generator(rng: BitGenerator | None) -> BitGenerator:
-    if rng is None:
-        return secure_generator()
-    if not isinstance(rng, BitGenerator):
-        raise TypeError(
-            f"rng is a {type(rng).__name__}; it needs None (a fresh cryptographic generator) or, "
-            "for tests and studies only, qexp.bits.insecure_test_generator(seed)"
-        )
-    # A key of its own, so that no two releases share one.
-    return rng.spawn(0) if rng.secure else rng

@@ -446,7 +446,7 @@ CRASHES = {
     "before the ledger is saved": (qexp.PrivacyLedger, "save", False),
     "after the ledger was saved": (qexp.PrivacyLedger, "save", True),
     "while the checkpoint is read": (_job, "load_state", True),
-    "while the curvature is checked": (_job, "_check_dimensions", True),
+    "while the curvature is checked": (_job, "check_dimensions", True),
 }
 FULL = {"momentum": 0.5, "averaging": 0.5}
 # Both make four draws.

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qexp
-from qexp import cli, planning
+from qexp import _core, cli, planning
 from qexp._communicator import SingleProcess
 from qexp.bits import insecure_test_generator
 from qexp.job import run as run_module
@@ -404,6 +404,15 @@ def test_a_run_gives_the_bits_of_the_library_and_charges_the_ledger(folder, capf
 def test_the_block_size_changes_no_bit(folder, size):
     assert run_job(job(folder, run__block_size=size, run__threads="1")) == 0
     assert np.array_equal(weights(folder / "out"), expected(folder).weights)
+
+
+@pytest.mark.parametrize("without", [None, "threadpoolctl"])
+def test_a_job_gives_its_threads_back(folder, monkeypatch, set_threads, without):
+    if without:
+        monkeypatch.setitem(sys.modules, without, None)
+    set_threads(2)
+    assert run_job(job(folder, run__threads="1")) == 0
+    assert _core.get_num_threads() == 2
 
 
 def test_records_in_memory_change_no_bit(folder, capsys):

@@ -240,17 +240,17 @@ MISUSES = {
     "unknown relation": (
         lambda: draw(neighboring_relation="substitute"),
         ValueError,
-        "neighboring_relation is 'substitute'; it needs 'replace_special' or 'replace_one'",
+        "neighboring_relation must be 'replace_special' .* or 'replace_one' .*, got 'substitute'",
     ),
     "add or remove one": (
         lambda: draw(neighboring_relation="add_or_remove_one"),
         ValueError,
-        "it needs 'replace_special' or 'replace_one'; adding or removing .* n, which is public",
+        "'add_or_remove_one' is not supported: the number of records is public.* 'replace_one'",
     ),
     "relation in a list": (
         lambda: draw(neighboring_relation=["replace_one"]),
         ValueError,
-        r"neighboring_relation is \['replace_one'\]; it needs",
+        r"neighboring_relation must be .*, got \['replace_one'\]",
     ),
     "NumPy's generator": (
         lambda: draw(rng=np.random.default_rng(0)),

@@ -125,7 +125,7 @@ def test_full_batch_composes_to_the_target(relation, shares):
 
 
 def test_relation_is_checked():
-    with pytest.raises(ValueError, match="adding or removing a record would change n"):
+    with pytest.raises(ValueError, match="the number of records is public here"):
         Target(1.0, DELTA, "add_or_remove_one")
 
 

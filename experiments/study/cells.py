@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +10,7 @@ from typing import Any, Final, Literal
 
 from experiments.study.methods import METHODS, NO_BUDGET, StudyMethod
 from experiments.tasks import TASKS, Task
+from qexp._memory import peak_mebibytes
 
 __all__ = ["DEFAULT_EPSILONS", "Cell", "plan_settings", "run_cell", "run_planned", "task_at"]
 
@@ -69,7 +68,6 @@ def run_planned(
     tuned = method.run(task, settings, epsilon, cell.delta, cell.seed)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
     measures = task.measures(tuned.model)
-    unit = 2**20 if sys.platform == "darwin" else 2**10
     return {
         "task": cell.task,
         "method": cell.method,
@@ -86,7 +84,7 @@ def run_planned(
         "rounds": tuned.rounds,
         "seconds": round(seconds, 4),
         "cpu_seconds": round(cpu_seconds, 4),
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1),
+        "peak_mib": round(peak_mebibytes(), 1),
         "hyperparameters": settings,
         "chosen_on": CHOSEN_ON,
     }

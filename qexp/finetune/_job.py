@@ -15,8 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qexp import _checks, _config
+from qexp._arguments import (
+    bit_generator,
+    check_agreement,
+    check_dimensions,
+    protected,
+    sharded_source,
+    unit_of_privacy,
+)
 from qexp._communicator import Communicator
 from qexp._files import remove_leftovers
+from qexp._privacy_checks import sensitivity_factor
 from qexp._progress import progress_bar
 from qexp.bits import BitGenerator
 from qexp.curvature import Curvature
@@ -26,18 +35,7 @@ from qexp.finetune._result import FineTuneResult, RoundReport, StopReason
 from qexp.finetune._schedule import Schedule
 from qexp.layered import LayeredCurvature
 from qexp.ledger import BudgetExceededError, PrivacyLedger
-from qexp.mechanism import (
-    _bit_generator,
-    _check_dimensions,
-    _sensitivity_factor,
-    check_agreement,
-    draw_figures,
-    norm,
-    private_step,
-    protected,
-    sharded_source,
-    unit_of_privacy,
-)
+from qexp.mechanism import draw_figures, norm, private_step
 from qexp.privacy import calibrate_mu, compose_mu, epsilon, noise_multiplier
 from qexp.private_curvature import input_moments, input_scales, refined_curvature
 from qexp.private_sum import Lattice, NoisySum, lattice_for
@@ -106,7 +104,7 @@ class Job:
         self.n_records_here = source.n_records
         self.unit = unit_of_privacy(source)
         self.projection = Identity(len(theta_0)) if projection is None else projection
-        self.factor = _sensitivity_factor(neighboring_relation)
+        self.factor = sensitivity_factor(neighboring_relation)
         self.neighboring_relation = neighboring_relation
         self.target_epsilon, self.target_delta = float(target_epsilon), float(target_delta)
         mu = calibrate_mu(target_epsilon, target_delta) / self.factor
@@ -114,7 +112,7 @@ class Job:
         self.moments_lattice: Lattice | None = None
         self._has_refined = False
         self.ledger = ledger
-        self.bits = _bit_generator(rng)
+        self.bits = bit_generator(rng)
         if schedule.refresh_curvature and not _is_function(curvature):
             raise ValueError(
                 "schedule.refresh_curvature needs a curvature that is a function of the model; "
@@ -514,7 +512,7 @@ class Job:
         if self._make_curvature is not None and (self._collective or self.ranks.rank == 0):
             made = self._make_curvature(model)
         curvature: Curvature = made if self._collective else self.ranks.broadcast_object(made)
-        _check_dimensions(self.n_parameters, self.projection, curvature)
+        check_dimensions(self.n_parameters, self.projection, curvature)
         return curvature
 
     def _label(self, t: int) -> str:

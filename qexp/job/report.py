@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from qexp._files import atomic_write
+from qexp._files import atomic_write_bytes
 from qexp.finetune import FineTuneResult, Schedule
 from qexp.job._prediction import predicted
 from qexp.job._svg import line_chart
@@ -84,12 +84,7 @@ def write_report(
     OSError
         If it cannot be written.
     """
-    data = render_report(result, schedule, plan, document).encode()
-
-    def write(file: Any) -> None:
-        file.write(data)
-
-    atomic_write(path, write)
+    atomic_write_bytes(path, render_report(result, schedule, plan, document).encode())
 
 
 def render_report(

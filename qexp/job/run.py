@@ -11,10 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
@@ -23,7 +22,9 @@ import numpy as np
 
 from qexp import _checks, _core
 from qexp._communicator import Communicator, SingleProcess
-from qexp._files import DamagedFileError, atomic_write
+from qexp._files import DamagedFileError, atomic_write_bytes
+from qexp._memory import peak_mebibytes
+from qexp._privacy_checks import sensitivity_factor
 from qexp.bits import insecure_test_generator
 from qexp.finetune import FineTuneInterrupted, FineTuneResult, RoundReport, Schedule, fine_tune
 from qexp.job._prediction import predicted
@@ -332,17 +333,25 @@ def _ledger_facts(ledger: SharedLedger) -> dict[str, Any]:
     }
 
 
-def _threads(count: int | None) -> Any:
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
     """Limit qexp's threads, and those of BLAS where threadpoolctl is installed."""
     if count is None:
-        return nullcontext()
+        yield
+        return
     try:
         from threadpoolctl import threadpool_limits
     except ImportError:
-        _core.set_num_threads(count)
-        return nullcontext()
+        limits: AbstractContextManager[Any] = nullcontext()
+    else:
+        limits = threadpool_limits(count)
+    before = _core.get_num_threads()
     _core.set_num_threads(count)
-    return threadpool_limits(count)
+    try:
+        with limits:
+            yield
+    finally:
+        _core.set_num_threads(before)
 
 
 # --- The output folder --------------------------------------------------------------------------
@@ -370,12 +379,7 @@ def _digest(document: Any) -> str:
 
 
 def _write_json(path: str, document: Any) -> None:
-    data = json.dumps(document, indent=1).encode() + b"\n"
-    atomic_write(path, lambda file: _write_bytes(file, data))
-
-
-def _write_bytes(file: Any, data: bytes) -> None:
-    file.write(data)
+    atomic_write_bytes(path, json.dumps(document, indent=1).encode() + b"\n")
 
 
 def _read_plan(path: str) -> dict[str, Any] | None:
@@ -552,8 +556,8 @@ def _ledger_words(job: JobSettings, mu: float) -> str:
     if job.privacy.ledger is None:
         return "none: nothing stops another job on the same records from spending again"
     found = read_ledger(job.privacy.ledger)
-    factor = 2 if job.privacy.neighboring_relation == "replace_one" else 1
-    needed = mu / factor * (2 if found.neighboring_relation == "replace_one" else 1)
+    needed = mu / sensitivity_factor(job.privacy.neighboring_relation)
+    needed *= sensitivity_factor(found.neighboring_relation)
     left = max(0.0, found.mu_budget**2 - found.mu_spent**2 - found.mu_reserved**2) ** 0.5
     enough = "enough" if needed <= left * (1 + 1e-12) else "NOT ENOUGH"
     return (
@@ -568,8 +572,6 @@ def _trial(
 
     Where their number is not public, the seconds are for every thousand of them.
     """
-    import resource
-
     columns = inputs.shards.X.shape[1:]
     curvature = inputs.make_curvature(inputs.model, schedule.damping)
     one = replace(schedule, rounds=1, refresh_curvature=False, budget=None)
@@ -592,8 +594,6 @@ def _trial(
         times.append(time.perf_counter() - began)
     few, many = _TRIAL_RECORDS
     slope = max(0.0, times[1] - times[0]) / (many - few)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    mebibytes = peak / (2**20 if sys.platform == "darwin" else 1024)
     if n_records is None:
-        return 1000 * slope, mebibytes
-    return times[0] + slope * max(0, n_records - few), mebibytes
+        return 1000 * slope, peak_mebibytes()
+    return times[0] + slope * max(0, n_records - few), peak_mebibytes()

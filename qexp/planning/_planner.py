@@ -15,8 +15,8 @@ from typing import Any, Final, Literal
 from numpy.typing import ArrayLike
 
 from qexp import _checks
+from qexp._privacy_checks import sensitivity_factor
 from qexp.finetune import Schedule
-from qexp.mechanism import _sensitivity_factor
 from qexp.planning._domains import Rehearsal, Shifts, Source, public_domains
 from qexp.planning._grid import (
     MOST_ROUNDS,
@@ -180,7 +180,7 @@ def plan(
     >>> made.schedule  # doctest: +SKIP
     """
     n = _checks.count(n_records, "n_records")
-    factor = _sensitivity_factor(neighboring_relation)
+    factor = sensitivity_factor(neighboring_relation)
 
     def noise(epsilon: float) -> float:
         return factor / (n * calibrate_mu(epsilon, target_delta))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from qexp import _checks
-from qexp.mechanism import _sensitivity_factor
+from qexp._privacy_checks import sensitivity_factor
 from qexp.privacy import calibrate_mu
 
 __all__ = ["Target", "poisson_epsilon", "poisson_noise_multiplier"]
@@ -36,13 +36,13 @@ class Target:
     neighboring_relation: str
 
     def __post_init__(self) -> None:
-        _sensitivity_factor(self.neighboring_relation)
+        sensitivity_factor(self.neighboring_relation)
         calibrate_mu(self.epsilon, self.delta)
 
     @property
     def factor(self) -> int:
         """By how many clipping norms a sum moves between neighbours."""
-        return _sensitivity_factor(self.neighboring_relation)
+        return sensitivity_factor(self.neighboring_relation)
 
     @functools.cached_property
     def mu(self) -> float:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks, _config
+from qexp._arguments import bit_generator
 from qexp.bits import BitGenerator
-from qexp.mechanism import _bit_generator
 from qexp.privacy import compose_mu, noise_multiplier
 from qexp.release import PrivateRelease
 from qexp.rivals._accounting import Target
@@ -161,7 +161,7 @@ class Method(Generic[S]):
             )
         model.gradient_blocks(features, labels)  # checks dtypes and shapes
         theta_0 = _checks.finite_array(model.weights, "model.weights", 1)
-        bits = _bit_generator(rng)
+        bits = bit_generator(rng)
         with closing(
             PrivateBoundary(features, labels, target, bits, progress=progress)
         ) as boundary:

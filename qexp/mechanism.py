@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qexp import _checks, _config
+from qexp import _checks
 from qexp._arguments import (
     bit_generator,
     check_agreement,
@@ -40,7 +40,7 @@ from qexp.privacy import calibrate_mu, noise_multiplier
 from qexp.private_sum import Lattice, NoisySum, WhitenedBlock, lattice_for, private_sum
 from qexp.projections import FactorProjection, Identity, Projection
 from qexp.records import RecordSource
-from qexp.release import PrivateRelease
+from qexp.release import PrivateRelease, make_release
 
 __all__ = ["WhitenBlocks", "draw_figures", "norm", "private_step", "sample_private_weights"]
 
@@ -191,18 +191,14 @@ def sample_private_weights(
             "unit_of_privacy": protected(unit),
         }
         certificate = {
-            **public,
             "event": {"type": "GaussianDpEvent", "noise_multiplier": noise_multiplier(noisy.mu)},
             "mu_replace_special": noisy.mu,
             "mu_replace_one": 2 * noisy.mu,
             "public_inputs": public_inputs,
             "lattice": lattice.describe(),
             "generator": noisy.generator,
-            "weights": _checks.array_digest(theta),
-            "software": _config.software(),
         }
-        release = PrivateRelease(weights=theta, _certificate=certificate, **public)
-        return _shared_release(release, ranks)
+        return _shared_release(make_release(theta, public, certificate), ranks)
 
 
 def private_step(

@@ -14,11 +14,11 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp import _checks
+from qexp import _checks, _config
 from qexp._digits import rounded_up
 from qexp._files import atomic_write
 
-__all__ = ["PrivateRelease"]
+__all__ = ["PrivateRelease", "make_release"]
 
 _FORMAT: Final = "qexp.PrivateRelease"
 _FORMAT_VERSION: Final = 1
@@ -197,6 +197,19 @@ class PrivateRelease:
 _SCALARS: Final = tuple(
     f.name for f in fields(PrivateRelease) if f.name not in ("weights", "_certificate")
 )
+
+
+def make_release(
+    weights: NDArray[Any], public: Mapping[str, Any], certificate: Mapping[str, Any]
+) -> PrivateRelease:
+    """Make a release of its public figures, and of what its certificate holds beside them."""
+    whole = {
+        **public,
+        **certificate,
+        "weights": _checks.array_digest(weights),
+        "software": _config.software(),
+    }
+    return PrivateRelease(weights=weights, _certificate=whole, **public)
 
 
 def _read(file: BinaryIO) -> tuple[Any, NDArray[Any]]:

@@ -915,14 +915,21 @@ def test_a_full_disk_stops_the_job_which_resumes(folder):
 def test_outputs_are_whole_or_not_there(folder, place, monkeypatch):
     loaded = job(folder)
 
-    def full(path, *arguments):
-        if str(path).endswith(place):
-            raise OSError(28, "No space left on device")
-        return write_file(path, *arguments)
+    def unless_full(write_file):
+        def write(path, what):
+            if str(path).endswith(place):
+                raise OSError(28, "No space left on device")
+            return write_file(path, what)
 
-    for module in ("qexp.job.run", "qexp.job.report", "qexp.release"):
-        write_file = importlib.import_module(module).atomic_write
-        monkeypatch.setattr(f"{module}.atomic_write", full)
+        return write
+
+    for module, name in (
+        ("qexp.job.run", "atomic_write_bytes"),
+        ("qexp.job.report", "atomic_write_bytes"),
+        ("qexp.release", "atomic_write"),
+    ):
+        write_file = getattr(importlib.import_module(module), name)
+        monkeypatch.setattr(f"{module}.{name}", unless_full(write_file))
     with pytest.raises(OSError, match="No space") as caught:
         run_job(loaded)
     assert exit_code(caught.value) == ExitCode.DISK

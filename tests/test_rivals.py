@@ -623,7 +623,11 @@ def call(**changes):
         ({"X": X[:, :4]}, ValueError, "must be"),
         ({"target_epsilon": -1.0}, ValueError, "epsilon"),
         ({"target_delta": 2.0}, ValueError, "delta"),
-        ({"neighboring_relation": "add_or_remove_one"}, ValueError, "n, which is public"),
+        (
+            {"neighboring_relation": "add_or_remove_one"},
+            ValueError,
+            "the number of records is public",
+        ),
         ({"settings": SGDSettings()}, TypeError, "dp_gd needs GradientDescentSettings"),
         ({"rng": np.random.default_rng()}, TypeError, "insecure_test_generator"),
         ({"method": adamix, "settings": None}, ValueError, "give public_data"),

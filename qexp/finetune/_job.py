@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp import _checks, _config
+from qexp import _checks
 from qexp._arguments import (
     bit_generator,
     check_agreement,
@@ -30,18 +30,17 @@ from qexp._progress import progress_bar
 from qexp.bits import BitGenerator
 from qexp.curvature import Curvature
 from qexp.finetune._checkpoint import FineTuneState, load_state, save_state
+from qexp.finetune._curvature_share import CurvatureShare
 from qexp.finetune._kept_inputs import KeptInputs
 from qexp.finetune._result import FineTuneResult, RoundReport, StopReason
 from qexp.finetune._schedule import Schedule
-from qexp.layered import LayeredCurvature
 from qexp.ledger import BudgetExceededError, PrivacyLedger
 from qexp.mechanism import draw_figures, norm, private_step
 from qexp.privacy import calibrate_mu, compose_mu, epsilon, noise_multiplier
-from qexp.private_curvature import input_moments, input_scales, refined_curvature
 from qexp.private_sum import Lattice, NoisySum, lattice_for
 from qexp.projections import Identity, Projection
 from qexp.records import as_record_source, per_user
-from qexp.release import PrivateRelease
+from qexp.release import make_release
 from qexp.shrinkage import james_stein
 
 __all__ = ["Job", "Shrinkage", "TunableModel"]
@@ -100,6 +99,7 @@ class Job:
         self.dtype = theta_0.dtype
         self.n_parameters = len(theta_0)
         self.groups, self.max_records_per_user, self.ranks = groups, max_records_per_user, ranks
+        self.n_records_here: int | None = None
         source, self.n_records = sharded_source(self._source(model), len(theta_0), ranks)
         self.n_records_here = source.n_records
         self.unit = unit_of_privacy(source)
@@ -109,7 +109,6 @@ class Job:
         self.target_epsilon, self.target_delta = float(target_epsilon), float(target_delta)
         mu = calibrate_mu(target_epsilon, target_delta) / self.factor
         self.lattices = _lattices(schedule, mu, self.n_records)
-        self.moments_lattice: Lattice | None = None
         self._has_refined = False
         self.ledger = ledger
         self.bits = bit_generator(rng)
@@ -127,8 +126,17 @@ class Job:
             )
         self.curvature = self._curvature_at(model, default=curvature)
         self._kept: KeptInputs | None = None
+        self.curvature_share: CurvatureShare | None = None
         if schedule.curvature_share > 0:
-            self._prepare_private_curvature(mu)
+            self.curvature_share = CurvatureShare(
+                schedule.curvature_share,
+                mu,
+                curvature=self.curvature,
+                projection=self.projection,
+                source=source,
+                n_records=self.n_records,
+                by_user=groups is not None,
+            )
         self.public_inputs = {
             "pretrained": _checks.array_digest(theta_0),
             "model": dict(model.describe()) if hasattr(model, "describe") else None,
@@ -275,7 +283,6 @@ class Job:
             "unit_of_privacy": protected(self.unit),
         }
         certificate = {
-            **public,
             "event": {
                 "type": "ComposedDpEvent",
                 "events": [
@@ -292,19 +299,17 @@ class Job:
             "rounds": [dict(numbers) for numbers in state.history],
             "lattices": [lattice.describe() for lattice in lattices],
             "private_curvature": None
-            if self.moments_lattice is None
+            if self.curvature_share is None
             else {
-                "mu": self.moments_lattice.mu,
+                "mu": self.curvature_share.lattice.mu,
                 "curvature": dict(self._curvature_of(state).describe()),
             },
             "job_id": state.job_id,
             "generator": self.bits.name,
-            "weights": _checks.array_digest(theta),
-            "software": _config.software(),
         }
         return FineTuneResult(
             model=self.pretrained.with_weights(theta),
-            release=PrivateRelease(weights=theta, _certificate=certificate, **public),
+            release=make_release(theta, public, certificate),
             rounds_done=state.rounds_done,
             stopped_because=stopped_because,
             history=state.history,
@@ -344,7 +349,7 @@ class Job:
         """Make round t's draw on the root; give this rank's records to it on the others."""
         if self.schedule.refresh_curvature and t > 1:
             self.curvature = self._curvature_at(model, default=None)
-        if self.moments_lattice is not None and not self._has_refined:
+        if self.curvature_share is not None and not self._has_refined:
             refined = self._curvature_of(self.state) if self.ranks.rank == 0 else None
             self.curvature, self._has_refined = self.ranks.broadcast_object(refined), True
         source = self._source(model)
@@ -371,32 +376,6 @@ class Job:
             self._kept = KeptInputs.for_job(self.X, source, self.projection, self.curvature)
         return self._kept
 
-    def _prepare_private_curvature(self, mu: float) -> None:
-        """Check what private curvature needs, and choose its lattice."""
-        if self.groups is not None:
-            raise ValueError(
-                "schedule.curvature_share is above 0 with groups; private curvature knows records "
-                "only, so that a user with several would get less privacy: choose one of the two"
-            )
-        if not isinstance(self.projection, Identity):
-            raise ValueError(
-                "schedule.curvature_share is above 0 with a projection; private curvature needs "
-                "the layers' own gradients: give no projection"
-            )
-        if not hasattr(self._source(self.pretrained), "factor_blocks"):
-            raise ValueError(
-                "schedule.curvature_share is above 0, and the model's gradients come without "
-                "their factors; private curvature needs a model of layers"
-            )
-        parts = len(input_scales(self.curvature))
-        assert isinstance(self.curvature, LayeredCurvature)
-        self._public_curvature = self.curvature
-        share = self.schedule.curvature_share
-        # The rounds' lattices keep to 1 - share; rounding of this root goes down.
-        mu_share = mu * math.sqrt(share) * _SHRINK_BUDGET
-        self.moments_lattice = lattice_for(mu_share, math.sqrt(parts), self.n_records)
-        self._refined: Curvature | None = None
-
     def _moments(self) -> FineTuneState:
         """Draw what private curvature is made of, around the pretrained weights."""
         self.ranks.broadcast_object((0, None))
@@ -406,38 +385,25 @@ class Job:
 
     def _private_moments(self) -> NoisySum | None:
         """Make that draw on the root; give this rank's records to it on the others."""
-        assert self.moments_lattice is not None
-        return input_moments(
-            self._source(self.pretrained),
-            self._public_curvature,
-            n_records=self.n_records,
-            lattice=self.moments_lattice,
-            bits=self.bits.spawn(0),
-            communicator=self.ranks,
-        )
+        assert self.curvature_share is not None
+        source = self._source(self.pretrained)
+        return self.curvature_share.draw(source, self.bits.spawn(0), self.ranks)
 
     def _curvature_of(self, state: FineTuneState) -> Curvature:
         """Give the curvature of the next round."""
-        if self.moments_lattice is None or state.input_moments is None:
+        if self.curvature_share is None or state.input_moments is None:
             return self.curvature
-        if self._refined is None:
-            self._refined = refined_curvature(
-                self._public_curvature,
-                state.input_moments,
-                noise_std=self.moments_lattice.noise_std,
-                n_records=self.n_records,
-            )
-        return self._refined
+        return self.curvature_share.refined(state.input_moments)
 
     @property
     def _first_draw(self) -> int:
         """0 where private curvature comes before round 1."""
-        return 1 if self.moments_lattice is None else 0
+        return 1 if self.curvature_share is None else 0
 
     def _lattice(self, t: int) -> Lattice:
         if t == 0:
-            assert self.moments_lattice is not None
-            return self.moments_lattice
+            assert self.curvature_share is not None
+            return self.curvature_share.lattice
         return self.lattices[t - 1]
 
     def _lattices_until(self, t: int) -> list[Lattice]:
@@ -499,8 +465,8 @@ class Job:
         source = as_record_source(
             source, n_parameters=self.n_parameters, least=1 if self.ranks.size == 1 else 0
         )
-        n = getattr(self, "n_records_here", source.n_records)
-        if source.n_records != n:
+        n = self.n_records_here
+        if n is not None and source.n_records != n:
             raise ValueError(
                 f"the model gave {source.n_records} records in this round and {n} in the first; "
                 "the number of records is public and may not change"

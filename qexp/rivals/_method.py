@@ -11,11 +11,11 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qexp import _checks, _config
+from qexp import _checks
 from qexp._arguments import bit_generator
 from qexp.bits import BitGenerator
 from qexp.privacy import compose_mu, noise_multiplier
-from qexp.release import PrivateRelease
+from qexp.release import PrivateRelease, make_release
 from qexp.rivals._accounting import Target
 from qexp.rivals._boundary import Boundary, PrivateBoundary
 
@@ -256,7 +256,6 @@ class Method(Generic[S]):
             "generator_is_secure": bits.secure,
         }
         certificate = {
-            **values,
             "method": self.name,
             "settings": _jsonable(asdict(settings)),  # type: ignore[call-overload]
             "accountant": "dp_accounting, privacy loss distributions"
@@ -277,10 +276,8 @@ class Method(Generic[S]):
                 for lattice, count in _counted(boundary.lattices)
             ],
             "generator": bits.name,
-            "weights": _checks.array_digest(theta),
-            "software": _config.software(),
         }
-        return PrivateRelease(weights=theta, _certificate=certificate, **values)
+        return make_release(theta, values, certificate)
 
 
 def _counted(items: Sequence[Any]) -> list[tuple[Any, int]]:

@@ -81,7 +81,10 @@ def row_product(matrix: NDArray[np.float64]) -> Callable[[NDArray[Any]], NDArray
 
     def product(rows: NDArray[Any]) -> NDArray[np.float64]:
         out = np.empty((len(rows), matrix.shape[1]))
-        packed.multiply(np.ascontiguousarray(rows, np.float64), out)
+        # A warning on a signalling NaN would tell of one record.
+        with np.errstate(all="ignore"):
+            doubles = np.ascontiguousarray(rows, np.float64)
+        packed.multiply(doubles, out)
         return out
 
     return product

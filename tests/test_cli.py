@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -292,6 +293,16 @@ def test_a_ledger_from_creation_to_release(tmp_path: Path, capsys):
     Path(path).write_bytes(Path(path).read_bytes() + b'{"torn')
     assert cli.main(["ledger", "verify", path]) == 0
     assert "6 bytes of a line that was never acknowledged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mu", [0.1, 0.3333333333, 0.12345678901234])
+def test_what_was_spent_is_not_rounded_down(tmp_path, capsys, mu):
+    path = str(tmp_path / "ledger.jsonl")
+    qexp.SharedLedger.create(path, mu_budget=1.0).charge(mu)
+    assert cli.main(["ledger", "show", path]) == 0
+    said = re.search(r"spent +mu = (\S+) .* epsilon = (\S+) at delta", capsys.readouterr().out)
+    assert mu <= float(said[1]) < mu * (1 + 1e-6)
+    assert qexp.epsilon(1e-6, mu) <= float(said[2]) < qexp.epsilon(1e-6, mu) * (1 + 1e-4)
 
 
 def test_a_ledger_for_users(tmp_path: Path, capsys):

@@ -259,7 +259,10 @@ def test_a_step_out_of_range_ends_the_job_with_the_weights_before_it(task, step_
     assert result.stopped_because == "diverged"
     assert result.rounds_done == 1
     assert np.array_equal(result.release.weights, task[0].weights)
-    assert result.release.mu == result.history[0]["mu"]
+    # That it diverged here is an outcome, too: the whole job's privacy is claimed.
+    assert result.release.epsilon == 2.0
+    assert result.release.mu == pytest.approx(qexp.calibrate_mu(2.0, 1e-5), rel=1e-6)
+    assert result.release.certificate()["mu_drawn"] == result.history[0]["mu"]
 
 
 class Foreign:
@@ -383,7 +386,13 @@ def test_an_interruption_keeps_what_was_paid_for_and_nothing_else(task, monkeypa
     result = caught.value.result
     assert result.rounds_done == len(ledger.entries) == (2 if place == "after the charge" else 1)
     assert result.stopped_because == "interrupted"
-    assert result.release.mu == ledger.mu_spent
+    # Whoever interrupts it may have looked at the rounds' outcomes.
+    assert result.release.epsilon == 2.0
+    assert result.release.mu == pytest.approx(qexp.calibrate_mu(2.0, 1e-5), rel=1e-6)
+    certificate = result.release.certificate()
+    assert certificate["mu_drawn"] == ledger.mu_spent < result.release.mu
+    assert len(certificate["event"]["events"]) == 3
+    assert len(certificate["lattices"]) == result.rounds_done
     assert np.array_equal(result.release.weights, iterates[result.rounds_done - 1])
     assert isinstance(caught.value, KeyboardInterrupt)
 

@@ -477,10 +477,22 @@ def test_a_users_records_are_protected_together(folder, capfd):
     assert ">300<" not in report
     said = capfd.readouterr().err
     assert "300 private" not in said
-    # Nor how long the rounds took, which goes by that number.
-    rounds = [event for event in map(json.loads, said.splitlines()) if event["event"] == "round"]
-    assert rounds
-    assert all("seconds" not in event for event in rounds)
+    # Nor when or how long, which goes by that number.
+    events = [json.loads(line) for line in said.splitlines()]
+    assert [event["event"] for event in events] == ["start", *["round"] * 4, "finished"]
+    assert not any({"time", "seconds"} & set(event) for event in events)
+
+
+def test_no_file_depends_on_how_many_records_users_have(folder):
+    def digest(n):
+        np.save(folder / "ids.npy", np.minimum(np.arange(n) // 3, 90))
+        for name in ("x", "y"):
+            rows = np.load(folder / f"{name}-2.npy")
+            np.save(folder / f"{name}-2.npy", rows[: n - 80])
+        loaded = job(folder, private__groups='"ids.npy"', private__max_records_per_user="5")
+        return run_module._digest_of_public(loaded, open_inputs(loaded))
+
+    assert digest(300) == digest(299)
 
 
 def test_a_dry_run_by_user_does_not_tell_how_many_records_there_are(folder, capsys):

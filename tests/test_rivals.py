@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -225,7 +226,8 @@ def test_one_null_record_moves_sums_by_at_most_their_bound(monkeypatch, name, mo
             rounding = np.abs(before).max() * 2.0**-51 * math.sqrt(len(before)) + 1
             moved = np.linalg.norm(before - after)
             allowed = (
-                lattice.units_per_norm * sensitivity(SHORT[name], len(X), model.layer_shapes[-1][1])
+                lattice.units_per_norm
+                * sensitivity(SHORT[name], len(X), model.layer_shapes[-1][1], 10.0)
                 + math.sqrt(len(before))
                 if name == "output_perturbation"
                 else lattice.bound
@@ -259,9 +261,11 @@ def test_private_values_raise_nothing(name):
 
 def test_output_perturbation_at_the_limit():
     settings = OutputPerturbationSettings(regularisation=0.05, steps=5000)
-    assert sensitivity(settings, 1000, 7) == pytest.approx(math.sqrt(2) / (1000 * 0.05), rel=1e-6)
+    assert sensitivity(settings, 1000, 7, 1.0) == pytest.approx(
+        math.sqrt(2) / (1000 * 0.05), rel=1e-6
+    )
     few = replace(settings, steps=1)
-    assert sensitivity(few, 1000, 7) == pytest.approx(math.sqrt(2) / (0.55 * 1000), rel=1e-6)
+    assert sensitivity(few, 1000, 7, 1.0) == pytest.approx(math.sqrt(2) / (0.55 * 1000), rel=1e-6)
 
 
 # --------------------------------------------------------------------------------- algorithms
@@ -369,6 +373,35 @@ def test_leading_vectors_of_a_trial_hold_what_the_exact_ones_hold():
     singular = np.linalg.svd(rows, compute_uv=False)
     held = np.linalg.norm(rows @ basis) ** 2 / np.sum(singular[:20] ** 2)
     assert 0.99 < held < 1 + 1e-6
+
+
+@pytest.mark.parametrize("record", [0, 59])
+def test_a_signalling_nan_warns_of_nothing(monkeypatch, record):
+    class Signalling:
+        """Gradients of which one record's hold a signalling NaN."""
+
+        def __init__(self, source):
+            self._source = source
+
+        def __getattr__(self, name):
+            return getattr(self._source, name)
+
+        def factor_blocks(self):
+            first = 0
+            for factors in self._source.factor_blocks():
+                inputs = factors[0][0].copy()
+                if first <= record < first + len(inputs):
+                    inputs[record - first, 0] = np.uint32(0x7FA00000).view(np.float32)
+                first += len(inputs)
+                yield [(inputs, factors[0][1]), *factors[1:]]
+
+    blocks = type(MODEL).gradient_blocks
+    monkeypatch.setattr(
+        type(MODEL), "gradient_blocks", lambda *arguments: Signalling(blocks(*arguments))
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isfinite(run("dp_gd").release.weights).all()
 
 
 def test_adamix_can_train_on_public_records_first():
@@ -542,7 +575,7 @@ def test_output_perturbation_against_its_formula(monkeypatch):
         p = np.exp(z @ w.T)
         p /= p.sum(axis=1, keepdims=True)
         w -= (p - (Y[:, None] == np.arange(3))).T @ z / 60 + 0.1 * w
-    noise = 1e-2 * sensitivity(settings, 60, 7) / 6
+    noise = 1e-2 * sensitivity(settings, 60, 7, 1.0) / 6
     np.testing.assert_allclose(result.model.weights.reshape(3, 7), w / 6, atol=6 * noise + 1e-3)
 
 

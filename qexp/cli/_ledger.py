@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from qexp._digits import rounded_down, rounded_up
 from qexp.cli import _values
 from qexp.cli._commands import Commands
 
@@ -130,27 +131,33 @@ def _show(options: argparse.Namespace) -> None:
         return
     target = found.target
     delta = target[1] if target else 1e-6
-    budget = f"mu = {found.mu_budget:.8g}"
+    budget = f"mu = {rounded_down(found.mu_budget, 8)}"
     if target:
-        budget += f", that is epsilon = {target[0]:g} at delta = {target[1]:g}"
+        budget += (
+            f", that is epsilon = {rounded_up(target[0], 6)} at delta = {rounded_up(target[1], 6)}"
+        )
     rows = [
         ("budget", f"{budget} ({found.neighboring_relation}, for each {found.unit_of_privacy})"),
         (
             "spent",
-            f"mu = {found.mu_spent:.8g} in {len(found.entries)} charge(s), epsilon = "
-            f"{epsilon(delta, found.mu_spent):.6g} at delta = {delta:g}",
+            f"mu = {rounded_up(found.mu_spent, 8)} in {len(found.entries)} charge(s), epsilon = "
+            f"{rounded_up(epsilon(delta, found.mu_spent), 6)} at delta = {rounded_up(delta, 6)}",
         ),
-        ("reserved", f"mu = {found.mu_reserved:.8g} in {len(found.open_reservations)} draw(s)"),
+        (
+            "reserved",
+            f"mu = {rounded_up(found.mu_reserved, 8)} in {len(found.open_reservations)} draw(s)",
+        ),
         ("file", f"{found.lines} lines, head {found.head}"),
     ]
     for name, text in rows:
         print(f"{name:<9} {text}")
     for entry in found.entries:
-        print(f"  {entry.time}  mu = {entry.mu:.8g}  {entry.label}")
+        print(f"  {entry.time}  mu = {rounded_up(entry.mu, 8)}  {entry.label}")
     if found.open_reservations:
         print("open reservations (resume their jobs, or see `qexp ledger release --help`):")
     for held in found.open_reservations:
-        print(f"  ID {held.number}  {held.time}  mu = {held.mu:.8g}  {held.label}  [{held.holder}]")
+        mu = rounded_up(held.mu, 8)
+        print(f"  ID {held.number}  {held.time}  mu = {mu}  {held.label}  [{held.holder}]")
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -262,15 +262,21 @@ class Job:
         if state.iterate_sum is not None:
             weights = state.iterate_sum / state.iterates_summed
         theta = weights.astype(self.dtype)
-        lattices = self._lattices_until(state.rounds_done)
-        mu = compose_mu(lattice.mu for lattice in lattices)
-        finished = state.rounds_done == self.schedule.rounds
-        epsilon_spent = (
-            self.target_epsilon if finished else epsilon(self.target_delta, self.factor * mu)
+        drawn = self._lattices_until(state.rounds_done)
+        # What is drawn alone would be claimed of a stop that was fixed in advance. One that looked
+        # at the draws, as a diverging step does and a person may, has but the whole job's privacy.
+        claimed = drawn
+        if stopped_because != "ledger empty":
+            claimed = self._lattices_until(self.schedule.rounds)
+        mu = compose_mu(lattice.mu for lattice in claimed)
+        claimed_epsilon = (
+            epsilon(self.target_delta, self.factor * mu)
+            if stopped_because == "ledger empty"
+            else self.target_epsilon
         )
         last = state.history[-1]
         public: dict[str, Any] = {
-            "epsilon": epsilon_spent,
+            "epsilon": claimed_epsilon,
             "delta": self.target_delta,
             "mu": self.factor * mu,
             "neighboring_relation": self.neighboring_relation,
@@ -287,17 +293,18 @@ class Job:
                 "type": "ComposedDpEvent",
                 "events": [
                     {"type": "GaussianDpEvent", "noise_multiplier": noise_multiplier(lattice.mu)}
-                    for lattice in lattices
+                    for lattice in claimed
                 ],
             },
             "mu_replace_special": mu,
             "mu_replace_one": 2 * mu,
+            "mu_drawn": self.factor * compose_mu(lattice.mu for lattice in drawn),
             "public_inputs": self.public_inputs,
             "shrinkage": self.shrinkage,
             "rounds_done": state.rounds_done,
             "stopped_because": stopped_because,
             "rounds": [dict(numbers) for numbers in state.history],
-            "lattices": [lattice.describe() for lattice in lattices],
+            "lattices": [lattice.describe() for lattice in drawn],
             "private_curvature": None
             if self.curvature_share is None
             else {

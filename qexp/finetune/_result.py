@@ -57,9 +57,12 @@ class FineTuneResult:
     model
         The model at the released weights.
     release : PrivateRelease
-        The weights with the privacy of **all** rounds together. Its `epsilon` is the target of a
-        finished job, else what the rounds done cost at the target's δ. `noise_to_signal` and the
-        expected losses are those of the last round.
+        The weights with the privacy of **all** rounds together. Its `epsilon` and `mu` are the
+        target's, also of a job that stopped before its last round: where the rounds' outcomes may
+        have told it to stop, the rounds done do not compose to less (Rogers, Roth, Ullman and
+        Vadhan 2016 on privacy odometers and filters). But a job that its ledger stopped costs
+        what the rounds done cost at the target's δ. `noise_to_signal` and the expected losses are
+        those of the last round.
     rounds_done : int
         Rounds drawn and paid for.
     stopped_because : {"finished", "ledger empty", "interrupted", "diverged"}

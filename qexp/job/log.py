@@ -20,9 +20,12 @@ class Log:
     ----------
     silent : bool
         For all ranks but the root.
+    timed : bool
+        Whether lines say when they were written: not where the time of a round is private.
     """
 
-    def __init__(self, *, silent: bool) -> None:
+    def __init__(self, *, silent: bool, timed: bool = True) -> None:
+        self._timed = timed
         self._stream = None if silent else sys.stderr
         self.is_terminal = self._stream is not None and self._stream.isatty()
 
@@ -40,8 +43,8 @@ class Log:
             return
         line = f"qexp: {words}"
         if not self.is_terminal:
-            stamp = datetime.now(UTC).isoformat(timespec="seconds")
-            line = json.dumps({"time": stamp, "event": name, "message": words, **facts})
+            stamp = {"time": datetime.now(UTC).isoformat(timespec="seconds")} if self._timed else {}
+            line = json.dumps({**stamp, "event": name, "message": words, **facts})
         # The work goes on when nobody reads any more.
         with contextlib.suppress(OSError):
             self._stream.write(line + "\n")

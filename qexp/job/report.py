@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from qexp._digits import rounded_down, rounded_up
 from qexp._files import atomic_write_bytes
 from qexp.finetune import FineTuneResult, Schedule
 from qexp.job._prediction import predicted
@@ -103,13 +104,13 @@ def render_report(
         _pairs(
             "What the release costs, all rounds together",
             [
-                ("ε", f"{release.epsilon:.6g}"),
-                ("δ", f"{release.delta:g}"),
-                ("μ (Gaussian differential privacy)", f"{release.mu:.8g}"),
+                ("ε", rounded_up(release.epsilon, 6)),
+                ("δ", rounded_up(release.delta, 6)),
+                ("μ (Gaussian differential privacy)", rounded_up(release.mu, 8)),
                 ("neighbouring data sets", _relation(release.neighboring_relation)),
                 ("protected unit", str(certificate.get("unit_of_privacy", "record"))),
                 ("number of them, public", f"{release.n_records}"),
-                ("noise over clipping norm", f"{release.noise_multiplier:.6g}"),
+                ("noise over clipping norm", rounded_down(release.noise_multiplier, 6)),
                 ("source of the noise", str(certificate["generator"])),
             ],
         ),
@@ -233,8 +234,8 @@ def _ledger(ledger: Mapping[str, Any] | None) -> list[str]:
             "here.</p>",
         ]
     rows = [
-        ("μ spent, all jobs", f"{ledger['mu_spent']:.8g}"),
-        ("μ budget", f"{ledger['mu_budget']:.8g}"),
+        ("μ spent, all jobs", rounded_up(ledger["mu_spent"], 8)),
+        ("μ budget", rounded_down(ledger["mu_budget"], 8)),
         ("neighbouring data sets", str(ledger["neighboring_relation"])),
         ("protected unit", str(ledger["unit_of_privacy"])),
         ("lines", str(ledger["lines"])),

@@ -22,6 +22,7 @@ import numpy as np
 
 from qexp import _checks, _core
 from qexp._communicator import Communicator, SingleProcess
+from qexp._digits import rounded_up
 from qexp._files import DamagedFileError, atomic_write_bytes
 from qexp._memory import peak_mebibytes
 from qexp._privacy_checks import sensitivity_factor
@@ -103,7 +104,7 @@ def run_job(
         What went wrong, for :func:`qexp.job.exit_codes.exit_code`; on all ranks.
     """
     ranks = communicator() if ranks is None else ranks
-    log = Log(silent=ranks.rank != 0)
+    log = Log(silent=ranks.rank != 0, timed=_has_public_times(job))
     stopper = Stopper(grace=job.run.grace, wall_time=job.run.wall_time, follower=ranks.rank != 0)
     with stopper:
         try:
@@ -120,6 +121,15 @@ def run_job(
                 rounds_done=rounds,
             )
             return ExitCode.INTERRUPTED
+
+
+def _has_public_times(job: JobSettings) -> bool:
+    """Tell whether a round's time depends on nothing private.
+
+    Where users are protected it tells how many records all of them have; a PyTorch module that
+    raises on a record has that record's block computed twice.
+    """
+    return job.private.groups is None and job.model.kind == "perceptron"
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +234,7 @@ class _Run:
         self, inputs: Inputs, schedule: Schedule, ledger: SharedLedger | None
     ) -> FineTuneResult:
         job, is_root = self.job, self.ranks.rank == 0
-        by_user = inputs.shards.groups is not None
+        timed = _has_public_times(job)
         began = time.monotonic()
 
         def on_round(report: RoundReport) -> None:
@@ -241,8 +251,7 @@ class _Run:
                     mu_so_far=report.mu_so_far,
                     noise_to_signal=report.noise_to_signal,
                     step_norm=report.step_norm,
-                    # How long it takes tells how many records all users have, which is not public.
-                    **({} if by_user else {"seconds": round(now - began, 1)}),
+                    **({"seconds": round(now - began, 1)} if timed else {}),
                 )
             began = now
             self.stopper.between_rounds(is_last=report.round == report.rounds)
@@ -292,8 +301,8 @@ class _Run:
         self.log.event(
             "finished",
             f"{result.stopped_because} after {result.rounds_done} of {schedule.rounds} round(s): "
-            f"epsilon = {release.epsilon:.6g} at delta = {release.delta:g}; {folder} holds "
-            + ", ".join(_OUTPUTS),
+            f"epsilon = {rounded_up(release.epsilon, 6)} at delta = "
+            f"{rounded_up(release.delta, 6)}; {folder} holds " + ", ".join(_OUTPUTS),
             stopped_because=result.stopped_because,
             rounds_done=result.rounds_done,
             epsilon=release.epsilon,
@@ -432,7 +441,7 @@ def _digest_of_public(job: JobSettings, inputs: Inputs) -> str:
                 job.privacy.neighboring_relation,
                 job.run.public_seed,
             ],
-            inputs.shards.n_records_total,
+            summary(inputs)["n_records"],
             [None if array is None else _checks.array_digest(array) for array in arrays],
         ]
     )

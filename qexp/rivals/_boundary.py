@@ -389,7 +389,10 @@ def poisson_sample(n_records: int, rate: float, bits: BitGenerator) -> NDArray[n
 
 def _in_doubles(blocks: Iterable[Pairs]) -> Iterator[Pairs]:
     for pairs in blocks:
-        yield [
-            (np.ascontiguousarray(left, np.float64), np.ascontiguousarray(right, np.float64))
-            for left, right in pairs
-        ]
+        # A warning on a signalling NaN would tell of one record.
+        with np.errstate(all="ignore"):
+            doubles = [
+                (np.ascontiguousarray(left, np.float64), np.ascontiguousarray(right, np.float64))
+                for left, right in pairs
+            ]
+        yield doubles

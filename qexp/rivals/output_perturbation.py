@@ -60,7 +60,9 @@ class OutputPerturbationSettings:
         check_choice(self, "start", STARTS)
 
 
-def sensitivity(settings: OutputPerturbationSettings, n_records: int, n_features: int) -> float:
+def sensitivity(
+    settings: OutputPerturbationSettings, n_records: int, n_features: int, start_norm: float
+) -> float:
     """Give by how much one null record moves the weights after the steps.
 
     Parameters
@@ -69,6 +71,8 @@ def sensitivity(settings: OutputPerturbationSettings, n_records: int, n_features
     n_records : int
     n_features : int
         d, for the allowance for rounding.
+    start_norm : float
+        ‖W₀‖, for the same.
 
     Returns
     -------
@@ -82,13 +86,15 @@ def sensitivity(settings: OutputPerturbationSettings, n_records: int, n_features
     where a record is exchanged. It holds at every T, so that nothing depends on whether the run has
     converged: stopping by a gradient's norm would make the number of steps depend on the records.
     Sums in double precision err by less than (n + d + 10³) units in the last place of L a step,
-    weights by one of L/λ; that is allowed for.
+    weights by one of L/λ, and scores of records in the unit ball by less than d + 10 of the
+    weights' norm, at most ‖W₀‖ + L/λ; that is allowed for.
     """
     lam = settings.regularisation
     eta = 1 / (_SMOOTHNESS + lam)
     reach = -math.expm1(settings.steps * math.log1p(-eta * lam)) * _LIPSCHITZ / lam
     unit = 2.0**-52
     rounding = 4 * unit * (n_records + n_features + 1000 + 1 / (eta * lam)) * _LIPSCHITZ / lam
+    rounding += 4 * unit * (n_features + 10) * (start_norm + _LIPSCHITZ / lam) / lam
     return reach / n_records * (1 + 2.0**-40) + rounding
 
 
@@ -123,7 +129,7 @@ def _tune(
         moved_by,
         # Every iterate is within L/λ of W₀.
         bound=1.01 * _LIPSCHITZ / lam,
-        sensitivity=sensitivity(settings, n, head.n_features),
+        sensitivity=sensitivity(settings, n, head.n_features, float(np.linalg.norm(centre))),
         label="minimiser",
     )
     return Tuned(head.weights(centre + values.reshape(centre.shape)))

@@ -116,7 +116,12 @@ def test_a_signalling_nan_warns_of_nothing(signalling):
 def test_a_seed_means_the_same_map_everywhere():
     projection = KroneckerSRHT(SHAPES, 12, seed=1)
     assert projection.split == (7, 4, 1)
-    assert projection._layers[0].kept.tolist() == sorted(projection._layers[0].kept.tolist())
+    first = projection._layers[0]
+    assert (first.left_signs.tolist(), first.right_signs.tolist()) == ([31], [47])
+    assert first.kept.tolist() == [0, 7, 53, 54, 56, 72, 124]
+    assert projection.describe()["digest"] == (
+        "f7474dac26d85882f49ffa80ae5ae87235470b83cdcd7fa782bf937285e1e594"
+    )
     assert KroneckerSRHT(SHAPES, 12, seed=1).describe() == projection.describe()
     assert KroneckerSRHT(SHAPES, 12, seed=2).describe() != projection.describe()
 

@@ -90,17 +90,23 @@ def test_one_records_part_has_at_most_the_claimed_norm(task):
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e200, 1e308])
 def test_values_of_records_raise_nothing(task, value):
     model, X, y, curvature = task
-    strange = X.copy()
-    strange[3, 2] = value
-    fine_tune(
-        model,
-        strange,
-        y,
-        schedule=schedule(),
-        curvature=curvature,
-        rng=insecure_test_generator(0),
-        **TARGET,
+    strange, no_class = X.copy(), y.copy()
+    strange[3, 2], no_class[3] = value, 3
+    found, nulled = (
+        fine_tune(
+            model,
+            features,
+            labels,
+            schedule=schedule(),
+            curvature=curvature,
+            rng=insecure_test_generator(0),
+            **TARGET,
+        ).release.weights
+        for features, labels in ((strange, y), (X, no_class))
     )
+    assert np.isfinite(found).all()
+    if not np.isfinite(value):
+        assert np.array_equal(found, nulled)
 
 
 def test_a_shuffle_changes_no_bit(task):

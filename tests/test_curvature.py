@@ -16,7 +16,6 @@ from qexp import (
     DenseCurvature,
     IdentityCurvature,
     NotPositiveDefiniteError,
-    _core,
 )
 from qexp.models import mlp, softmax_regression
 
@@ -332,19 +331,15 @@ def test_whitening_a_row_gives_the_same_bits_in_any_company(m, k, dtype, seed):
     assert curvature.whiten(neighbours)[i].tobytes() == whole[i].tobytes()
 
 
-def test_whitening_gives_the_same_bits_on_any_number_of_threads():
+def test_whitening_gives_the_same_bits_on_any_number_of_threads(set_threads):
     rng = np.random.default_rng(3)
     k = 300
     curvature = DenseCurvature.from_rows([rng.normal(size=(k, k))], n_records=k, damping=0.1)
     rows = rng.normal(size=(2000, k))
-    threads = _core.get_num_threads()
-    try:
-        whitened = []
-        for count in (1, 2, 5):
-            _core.set_num_threads(count)
-            whitened.append(curvature.whiten(rows).tobytes())
-    finally:
-        _core.set_num_threads(threads)
+    whitened = []
+    for count in (1, 2, 5):
+        set_threads(count)
+        whitened.append(curvature.whiten(rows).tobytes())
     assert whitened[1:] == whitened[:1] * 2
 
 

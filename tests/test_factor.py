@@ -351,13 +351,13 @@ def test_kernels_run_in_two_python_threads_at_once():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_do_not_depend_on_the_number_of_threads(dtype):
+def test_bits_do_not_depend_on_the_number_of_threads(dtype, set_threads):
     if _core.isa() != "avx512":
         pytest.skip("the products are BLAS's, which promises nothing here")
     rows = np.random.default_rng(0).standard_normal((300, 700)).astype(dtype)
 
     def work(threads):
-        _core.set_num_threads(threads)
+        set_threads(threads)
         h = np.eye(700)
         _core.gram_accumulate(h, rows, 1.0)
         factor = h.astype(dtype)
@@ -369,14 +369,10 @@ def test_bits_do_not_depend_on_the_number_of_threads(dtype):
         _core.triangular_inverse_inplace(factor)
         return h, factor, x, y
 
-    before = _core.get_num_threads()
-    try:
-        alone = work(1)
-        for threads in (2, 3, 5):
-            for one, other in zip(alone, work(threads), strict=True):
-                np.testing.assert_array_equal(one, other)
-    finally:
-        _core.set_num_threads(before)
+    alone = work(1)
+    for threads in (2, 3, 5):
+        for one, other in zip(alone, work(threads), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_the_path_without_avx512():

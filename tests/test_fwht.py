@@ -49,26 +49,25 @@ def test_every_size_has_the_bits_of_the_textbook_loop(set_threads, dtype, log2n)
         assert actual.tobytes() == expected.tobytes()
 
 
+@pytest.mark.usefixtures("set_threads")
 @given(
     dtype=st.sampled_from(DTYPES),
     log2n=st.integers(0, 13),
     count=st.integers(0, 6),
     gap=st.integers(0, 5),
     step=st.sampled_from([-2, -1, 1, 2]),
-    threads_=st.integers(1, 4),
+    threads=st.integers(1, 4),
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=60)
-def test_strided_rows_and_the_gaps_between_them(dtype, log2n, count, gap, step, threads_, seed):
+def test_strided_rows_and_the_gaps_between_them(dtype, log2n, count, gap, step, threads, seed):
     n = 1 << log2n
     whole = np.random.default_rng(seed).standard_normal((2 * count, n + gap)).astype(dtype)
     before = whole.copy()
     rows = whole[::step, :n]
     expected = textbook(rows)
-    count_before = _core.get_num_threads()
-    _core.set_num_threads(threads_)
+    _core.set_num_threads(threads)
     _core.fwht(rows)
-    _core.set_num_threads(count_before)
     assert rows.tobytes() == expected.tobytes()
     before[::step, :n] = expected
     assert whole.tobytes() == before.tobytes()

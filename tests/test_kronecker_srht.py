@@ -5,7 +5,7 @@ import pytest
 from layered_factors import outer_rows, random_factors
 from scipy.linalg import hadamard
 
-from qexp import DenseCurvature, IdentityCurvature, _core, sample_private_weights
+from qexp import DenseCurvature, IdentityCurvature, sample_private_weights
 from qexp.bits import insecure_test_generator
 from qexp.kronecker_srht import KroneckerSRHT, _unpacked
 from qexp.models import mlp
@@ -73,26 +73,22 @@ def test_lengths_are_kept_on_average():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_records_sketch_does_not_depend_on_its_company(dtype):
+def test_a_records_sketch_does_not_depend_on_its_company(dtype, set_threads):
     projection = KroneckerSRHT(SHAPES, 30, seed=4)
     pairs = factors(50, dtype, positions=3)
-    threads = _core.get_num_threads()
-    try:
-        _core.set_num_threads(1)
-        whole = projection.forward_factors(pairs)
-        for count in (1, 2, 3):
-            _core.set_num_threads(count)
-            assert np.array_equal(projection.forward_factors(pairs), whole)
-            for i in (0, 7, 49):
-                alone = [(a[i : i + 1], d[i : i + 1]) for a, d in pairs]
-                assert np.array_equal(projection.forward_factors(alone)[0], whole[i])
-        pairs[0][0][9] = np.nan
-        with_nan = projection.forward_factors(pairs)
-        others = np.arange(50) != 9
-        assert np.array_equal(with_nan[others], whole[others])
-        assert np.isnan(with_nan[9]).any()
-    finally:
-        _core.set_num_threads(threads)
+    set_threads(1)
+    whole = projection.forward_factors(pairs)
+    for count in (1, 2, 3):
+        set_threads(count)
+        assert np.array_equal(projection.forward_factors(pairs), whole)
+        for i in (0, 7, 49):
+            alone = [(a[i : i + 1], d[i : i + 1]) for a, d in pairs]
+            assert np.array_equal(projection.forward_factors(alone)[0], whole[i])
+    pairs[0][0][9] = np.nan
+    with_nan = projection.forward_factors(pairs)
+    others = np.arange(50) != 9
+    assert np.array_equal(with_nan[others], whole[others])
+    assert np.isnan(with_nan[9]).any()
 
 
 @pytest.mark.parametrize(

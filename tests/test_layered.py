@@ -21,13 +21,6 @@ DAMPING = 3e-2
 TARGET = {"target_epsilon": 1.0, "target_delta": 1e-5}
 
 
-@pytest.fixture(autouse=True)
-def _restore_threads():
-    threads = _core.get_num_threads()
-    yield
-    _core.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model():
     start = mlp((4, 3, 2), dtype=np.float64, seed=1)
@@ -338,11 +331,11 @@ def test_each_record_adds_its_clipped_truncated_outer_products(clipping_norm):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("block", [1, 7, 64, 150])
-def test_the_sum_has_the_same_bits_for_any_blocks_threads_and_order(threads, block):
+def test_the_sum_has_the_same_bits_for_any_blocks_threads_and_order(set_threads, threads, block):
     lattice = lattice_for(0.3, 5.0, 150)
     factors = random_factors(150)
     expected = sum(outer_sum(take(factors, [i]), lattice) for i in range(150))
-    _core.set_num_threads(threads)
+    set_threads(threads)
     order = np.random.default_rng(block).permutation(150)
     shuffled = take(factors, order)
     total = np.zeros_like(expected)

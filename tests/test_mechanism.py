@@ -11,7 +11,7 @@ import pytest
 from scipy.linalg import solve_triangular
 
 import qexp
-from qexp import _core, mechanism
+from qexp import mechanism
 from qexp.bits import insecure_test_generator, secure_generator
 from qexp.models import mlp, softmax_regression
 from qexp.records import ArrayRecords, per_user
@@ -86,13 +86,6 @@ def assert_same(a, b):
     """The same release, bit for bit, with the same certificate."""
     assert a.weights.tobytes() == b.weights.tobytes()
     assert a.certificate() == b.certificate()
-
-
-@pytest.fixture
-def one_or_more_threads():
-    threads = _core.get_num_threads()
-    yield _core.set_num_threads
-    _core.set_num_threads(threads)
 
 
 # -------------------------------------------------------------------------------- reference
@@ -383,12 +376,12 @@ def public(request):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_blocks_threads_and_order_change_no_bit(public, dtype, one_or_more_threads):
+def test_blocks_threads_and_order_change_no_bit(public, dtype, set_threads):
     records = gradients_of(dtype, n=1000)
     expected = draw(records, **public).weights
     shuffled = records[np.random.default_rng(1).permutation(len(records))]
     for threads in (1, 2, 5):
-        one_or_more_threads(threads)
+        set_threads(threads)
         for block_size in (1, 7, 64, 999, 1000, 5000):
             source = qexp.ArrayRecords(records, block_size=block_size)
             assert np.array_equal(draw(source, **public).weights, expected)

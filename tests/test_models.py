@@ -26,13 +26,6 @@ from qexp.models import (
 ARCHITECTURES = ([5, 3], [5, 2], [6, 7, 4], [4, 9, 8, 3])
 
 
-@pytest.fixture(autouse=True)
-def _restore_threads():
-    threads = _core.get_num_threads()
-    yield
-    _core.set_num_threads(threads)
-
-
 def make(sizes, activation="tanh", dtype=np.float64, seed=1):
     model = mlp(sizes, activation=activation, dtype=dtype, seed=seed)
     biases = np.random.default_rng(seed).normal(size=model.n_parameters)
@@ -257,6 +250,7 @@ def test_outer_products_of_factors_are_the_rows(sizes, kind):
 # ------------------------------------------------------------------- independence of records
 
 
+@pytest.mark.usefixtures("set_threads")
 @settings(max_examples=40)
 @given(
     sizes=st.sampled_from(ARCHITECTURES),
@@ -281,12 +275,12 @@ def test_a_row_does_not_know_its_company(
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_threads_do_not_change_bits_of_a_larger_model(dtype):
+def test_threads_do_not_change_bits_of_a_larger_model(dtype, set_threads):
     model = make([100, 40, 10], dtype=dtype)
     X, y = data(model, 301)
     results = []
     for threads in (1, 2, 3):
-        _core.set_num_threads(threads)
+        set_threads(threads)
         gradient = rows_of(model.gradient_blocks(X, y, block_size=150))
         curvature = rows_of(model.curvature_blocks(X[:40], labels="expected"))
         factors = [

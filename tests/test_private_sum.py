@@ -184,19 +184,15 @@ def test_nulling_a_record_leaves_every_other_vector_as_it_was(rows, lattice):
                 assert not replaced.any()
 
 
-def test_threads_blocks_and_order_change_no_bit(rows, lattice):
+def test_threads_blocks_and_order_change_no_bit(rows, lattice, set_threads):
     many = np.tile(rows, (20, 1))
     expected = noisy(many, lattice).values
     shuffled = many[np.random.default_rng(2).permutation(len(many))]
-    threads = _core.get_num_threads()
-    try:
-        for count in (1, 2, 3):
-            _core.set_num_threads(count)
-            for block in (1, 64, 1000, len(many)):
-                assert np.array_equal(noisy(many, lattice, block=block).values, expected)
-                assert np.array_equal(noisy(shuffled, lattice, block=block).values, expected)
-    finally:
-        _core.set_num_threads(threads)
+    for count in (1, 2, 3):
+        set_threads(count)
+        for block in (1, 64, 1000, len(many)):
+            assert np.array_equal(noisy(many, lattice, block=block).values, expected)
+            assert np.array_equal(noisy(shuffled, lattice, block=block).values, expected)
 
 
 def test_noise_is_drawn_before_the_first_record_is_read(lattice):

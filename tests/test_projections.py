@@ -35,13 +35,6 @@ def every_projection(p=100):
 KINDS = pytest.mark.parametrize("projection", every_projection(), ids=lambda q: q.kind)
 
 
-@pytest.fixture
-def threads():
-    before = _core.get_num_threads()
-    yield _core.set_num_threads
-    _core.set_num_threads(before)
-
-
 def srht_matrix(projection):
     """P, entry by entry from its definition, by an explicit Hadamard matrix and Python integers."""
     p, k = projection.n_parameters, projection.n_components
@@ -92,11 +85,11 @@ def test_the_adjoint_is_the_transpose(projection):
 
 @KINDS
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_does_not_know_its_neighbours(projection, dtype, threads):
+def test_a_row_does_not_know_its_neighbours(projection, dtype, set_threads):
     rows = random(5, 13, projection.n_parameters, dtype=dtype)
     alone = b"".join(projection.forward(row).tobytes() for row in rows)
     for count in (1, 2, 3):
-        threads(count)
+        set_threads(count)
         assert projection.forward(rows).tobytes() == alone
         parts = [projection.forward(part) for part in (rows[:4], rows[4:5], rows[5:])]
         assert b"".join(part.tobytes() for part in parts) == alone
@@ -220,13 +213,13 @@ def test_srht_adjoint_identity_at_any_size(p, fraction, m, seed):
 
 @pytest.mark.parametrize("p", [4097, 40_000, 150_000, 1 << 18])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_srht_of_large_rows_ignores_threads_and_block_size(p, dtype, threads):
+def test_srht_of_large_rows_ignores_threads_and_block_size(p, dtype, set_threads):
     projection = SRHT(p, 300, seed=2)
     rows, u = random(1, 5, p, dtype=dtype), random(2, 2, 300, dtype=dtype)
-    threads(1)
+    set_threads(1)
     y, z = projection.forward(rows), projection.adjoint(u)
     for count in (2, 7):
-        threads(count)
+        set_threads(count)
         assert projection.forward(rows).tobytes() == y.tobytes()
         assert projection.forward(rows[3]).tobytes() == y[3].tobytes()
         assert projection.adjoint(u[1]).tobytes() == z[1].tobytes()

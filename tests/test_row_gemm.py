@@ -17,13 +17,6 @@ DTYPES = (np.float32, np.float64)
 PAIRS = ((np.float32, np.float32), (np.float64, np.float64), (np.float32, np.float64))
 
 
-@pytest.fixture(autouse=True)
-def _restore_threads():
-    threads = _core.get_num_threads()
-    yield
-    _core.set_num_threads(threads)
-
-
 def random(shape, dtype, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
@@ -110,11 +103,11 @@ def test_a_row_does_not_know_its_neighbours(a_type, b_type, triangle):
 
 
 @pytest.mark.parametrize(("a_type", "b_type"), PAIRS)
-def test_threads_do_not_change_bits(a_type, b_type):
+def test_threads_do_not_change_bits(a_type, b_type, set_threads):
     a, b = random((401, 300), a_type), random((300, 257), b_type, 1)
     results = []
     for threads in (1, 2, 3, 7):
-        _core.set_num_threads(threads)
+        set_threads(threads)
         results.append(product(a, b))
     for other in results[1:]:
         np.testing.assert_array_equal(bits(other), bits(results[0]))
@@ -193,6 +186,7 @@ def test_triangle_need_not_be_square(triangle, shape):
     np.testing.assert_allclose(product(a, b, triangle=triangle), expected, atol=1e-12)
 
 
+@pytest.mark.usefixtures("set_threads")
 @settings(max_examples=60)
 @given(
     m=st.integers(0, 30),

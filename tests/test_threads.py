@@ -10,11 +10,8 @@ from qexp import _core, _threads
 
 
 @pytest.fixture(autouse=True)
-def three_threads():
-    before = _core.get_num_threads()
-    _core.set_num_threads(3)
-    yield
-    _core.set_num_threads(before)
+def three_threads(set_threads):
+    set_threads(3)
 
 
 def test_threadpoolctl_limits_the_kernels_and_restores_them():

@@ -1,6 +1,10 @@
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -11,6 +15,9 @@ hypothesis.settings.load_profile("without deadline")
 
 # Child processes of the tests import the installed package, too, not the folder they start in.
 os.environ["PYTHONSAFEPATH"] = "1"
+
+# For the experiments; appended, so that qexp comes from where it is installed.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 # A shell without job control lets what it starts in the background ignore Ctrl-C, and so would
 # every process that tests start and interrupt.
@@ -25,6 +32,24 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     before = _core.get_num_threads()
     yield _core.set_num_threads
     _core.set_num_threads(before)
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Callable[..., str]:
+    """Open an address in headless Chromium, with more arguments; give what it prints."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next((path for name in names if (path := shutil.which(name))), None)
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+
+    def browse(address: str, *arguments: str) -> str:
+        return subprocess.run(
+            [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+             f"--user-data-dir={tmp_path / 'profile'}", *arguments, address],
+            capture_output=True, text=True, timeout=120,
+        ).stdout  # fmt: skip
+
+    return browse
 
 
 @pytest.fixture(autouse=True)

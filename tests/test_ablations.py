@@ -1,16 +1,10 @@
 """Ablations: parts put in place of qexp's do what they are said to, and the page says it."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("dp_accounting")
-
-# Appended, so that qexp comes from where it is installed.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from experiments import ablations
 from experiments.ablations import PreconditionedSettings, SketchedCurvature, preconditioned

@@ -225,16 +225,9 @@ def test_growth_fits_the_slope_of_large_sizes():
 # --------------------------------------------------------------------------------- dashboard
 
 
-def _chromium():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next((path for name in names if (path := shutil.which(name))), None)
-
-
 @pytest.fixture
 def dashboard(tmp_path):
     """Run two benchmarks at two commits of a small repository, publish, serve on loopback."""
-    if _chromium() is None:
-        pytest.skip("chromium is not installed")
     if importlib.util.find_spec("asv") is None:
         pytest.skip("asv is not installed (`pip install qexp[bench]`)")
     if shutil.which("git") is None:
@@ -294,40 +287,18 @@ def dashboard(tmp_path):
     server.server_close()
 
 
-def _browse(url, profile, *arguments):
-    chromium = _chromium()
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-    return subprocess.run(
-        [
-            chromium,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            "--window-size=1280,900",
-            "--virtual-time-budget=15000",
-            f"--user-data-dir={profile}",
-            *arguments,
-            url,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 @pytest.mark.browser
-def test_dashboard_draws_its_graphs(dashboard, tmp_path):
+def test_dashboard_draws_its_graphs(browse, dashboard, tmp_path):
     page = f"{dashboard}/#fwht.FWHT.time_kernel"
-    body = _browse(page, tmp_path / "profile", "--dump-dom").stdout
+    how = ("--window-size=1280,900", "--virtual-time-budget=15000")
+    body = browse(page, *how, "--dump-dom")
     assert "flot-base" in body
     assert "fwht.FWHT.time_kernel" in body
 
     from matplotlib.image import imread
 
     shot = Path(os.environ.get("QEXP_BENCH_SCREENSHOT", tmp_path / "dashboard.png"))
-    _browse(page, tmp_path / "profile", f"--screenshot={shot}")
+    browse(page, *how, f"--screenshot={shot}")
     pixels = imread(shot)[..., :3]
     plot = pixels[200:850, 350:1250]
     # Lines and points of a graph have colours; text, axes and grids are grey.

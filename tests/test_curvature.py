@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import all_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import solve_triangular
@@ -154,7 +155,7 @@ def test_from_model_is_its_rows_projected(model, public_records, labels, kind):
         "mask": CoordinateMask(p, np.arange(0, p, 2)),
     }[kind]
     source = model.curvature_blocks(public_records, labels=labels, seed=9)
-    rows = np.concatenate([block.copy() for block in source.blocks()])
+    rows = all_rows(source)
     if projection is not None:
         rows = rows @ projection.adjoint(np.eye(projection.n_components)).T
     curvature = DenseCurvature.from_model(

@@ -1,10 +1,8 @@
 """Jobs of several processes: the bits of one, errors of all, and nothing lost with any of them."""
 
-import importlib.util
 import json
 import os
 import runpy
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import mpiexec, needs_mpi
 
 import qexp
 from qexp import distributed
@@ -33,19 +32,8 @@ ENVIRONMENT = {
 }
 
 
-def launcher():
-    beside = Path(sys.executable).with_name("mpiexec")
-    return str(beside) if beside.exists() else shutil.which("mpiexec")
-
-
-needs_mpi = pytest.mark.skipif(
-    launcher() is None or importlib.util.find_spec("mpi4py") is None,
-    reason='no mpiexec or no mpi4py here: pip install "qexp[mpi]" mpich',
-)
-
-
 def start(size, case, folder, *arguments, **settings):
-    command = [launcher(), "-n", str(size), sys.executable, str(JOB), case, str(folder)]
+    command = [mpiexec(), "-n", str(size), sys.executable, str(JOB), case, str(folder)]
     return subprocess.Popen(
         [*command, *arguments],
         env=ENVIRONMENT,

@@ -1,12 +1,9 @@
 """The Walsh-Hadamard kernel against an explicit matrix and the textbook loop."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import scipy.linalg
+from helpers import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,17 +83,7 @@ for dtype in (np.float32, np.float64):
         digest.update(rows.tobytes())
 print(digest.hexdigest())
 """
-
-    def run(**environment):
-        return subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-
-    assert run(QEXP_ISA=isa) == run()
+    assert run_python(program, QEXP_ISA=isa) == run_python(program)
 
 
 def test_not_a_number_stays_in_its_row():

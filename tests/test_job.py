@@ -14,10 +14,10 @@ import sys
 import time
 import tomllib
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import mpiexec, needs_mpi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -1179,30 +1179,16 @@ def test_other_ranks_are_silent(folder, capfd):
     assert not (folder / "out").exists()
 
 
-@pytest.fixture
-def mpiexec():
-    if importlib.util.find_spec("mpi4py") is None:
-        pytest.skip("mpi4py is not installed (`pip install qexp[mpi]`)")
-    beside = Path(sys.executable).with_name("mpiexec")
-    found = str(beside) if beside.exists() else shutil.which("mpiexec")
-    if found is None:
-        pytest.skip("mpiexec is not installed")
-    return [found, "-n", "2", sys.executable, "-m", "qexp", "run"]
-
-
-def test_two_ranks_give_the_bits_of_one_and_speak_with_one_voice(folder, mpiexec):
-    path = write(folder)
+@needs_mpi
+def test_two_ranks_give_the_bits_of_one_and_speak_with_one_voice(folder):
+    command = [mpiexec(), "-n", "2", sys.executable, "-m", "qexp", "run", str(write(folder))]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*mpiexec, str(path)], env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     events = [json.loads(line)["event"] for line in done.stderr.splitlines()]
     assert events == ["start", *["round"] * 4, "finished"]
     assert np.array_equal(weights(folder / "out"), expected(folder).weights)
-    again = subprocess.run(
-        [*mpiexec, str(path)], env=environment, capture_output=True, text=True, timeout=120
-    )
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert again.returncode == ExitCode.BAD_INPUT
     assert again.stderr.count("add --resume") == 1
 
@@ -1279,22 +1265,10 @@ def test_charts_leave_out_what_is_not_finite():
 
 
 @pytest.mark.browser
-def test_the_report_opens_in_a_browser(report, tmp_path):
-    names = ("chromium", "chromium-browser", "google-chrome")
-    chromium = next((path for name in names if (path := shutil.which(name))), None)
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-
-    def browse(*arguments):
-        return subprocess.run(
-            [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-             "--window-size=1000,2400", f"--user-data-dir={tmp_path / 'profile'}", *arguments,
-             report.as_uri()],
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-
-    assert "Round by round" in browse("--dump-dom").stdout
-    browse(f"--screenshot={tmp_path / 'shot.png'}")
+def test_the_report_opens_in_a_browser(browse, report, tmp_path):
+    page, size = report.as_uri(), "--window-size=1000,2400"
+    assert "Round by round" in browse(page, size, "--dump-dom")
+    browse(page, size, f"--screenshot={tmp_path / 'shot.png'}")
     from matplotlib.image import imread
 
     pixels = imread(tmp_path / "shot.png")[..., :3]

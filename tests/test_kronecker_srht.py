@@ -2,7 +2,7 @@ import warnings
 
 import numpy as np
 import pytest
-from layered_factors import outer_rows, random_factors
+from helpers import all_rows, outer_rows, random_factors
 from scipy.linalg import hadamard
 
 from qexp import DenseCurvature, IdentityCurvature, sample_private_weights
@@ -147,7 +147,7 @@ def test_a_models_curvature_is_that_of_its_projected_rows(labels):
     curvature = DenseCurvature.from_model(
         model, X, projection=projection, damping=0.1, labels=labels
     )
-    rows = np.concatenate([r.copy() for r in model.curvature_blocks(X, labels=labels).blocks()])
+    rows = all_rows(model.curvature_blocks(X, labels=labels))
     expected = DenseCurvature.from_rows([projection.forward(rows)], n_records=50, damping=0.1)
     y = np.random.default_rng(4).normal(size=20)
     assert np.allclose(curvature.unwhiten(y), expected.unwhiten(y), rtol=1e-9)
@@ -159,7 +159,7 @@ def test_a_draw_by_factors_is_the_draw_by_rows():
     X, y = rng.normal(size=(40, 6)), rng.integers(0, 3, 40)
     projection = KroneckerSRHT(model.layer_shapes, 20, seed=3)
     source = model.gradient_blocks(X, y)
-    rows = np.concatenate([r.copy() for r in source.blocks()])
+    rows = all_rows(source)
     by_factors, by_rows = (
         sample_private_weights(
             model.weights,

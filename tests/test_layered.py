@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from helpers import all_rows, random_factors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -40,7 +41,7 @@ def records(model, n=25, seed=3):
 
 
 def gradient_rows(model, X, y):
-    return np.concatenate([block.copy() for block in model.gradient_blocks(X, y).blocks()])
+    return all_rows(model.gradient_blocks(X, y))
 
 
 def layer_matrices(model, public, kind, labels):
@@ -289,12 +290,7 @@ def test_a_signalling_nan_warns_of_nothing(model, public, kinds):
 
 # ------------------------------------------------------------- the sum of outer products
 
-SHAPES = ((3, 5), (1, 40), (6, 33))
-
-
-def random_factors(m, seed=0, shapes=SHAPES):
-    generator = np.random.default_rng(seed)
-    return [(generator.normal(size=(m, a)), generator.normal(size=(m, b))) for a, b in shapes]
+SHAPES = ((5, 3), (40, 1), (33, 6))
 
 
 def outer_sum(factors, lattice):
@@ -319,7 +315,7 @@ def take(factors, which):
 @pytest.mark.parametrize("clipping_norm", [0.5, 20.0, 1e3])
 def test_each_record_adds_its_clipped_truncated_outer_products(clipping_norm):
     lattice = lattice_for(0.3, clipping_norm, 10)
-    factors = random_factors(6)
+    factors = random_factors(SHAPES, 6)
     for i in range(6):
         z = outer_sum(take(factors, [i]), lattice)
         s = np.concatenate([np.outer(left[i], right[i]).ravel() for left, right in factors])
@@ -333,7 +329,7 @@ def test_each_record_adds_its_clipped_truncated_outer_products(clipping_norm):
 @pytest.mark.parametrize("block", [1, 7, 64, 150])
 def test_the_sum_has_the_same_bits_for_any_blocks_threads_and_order(set_threads, threads, block):
     lattice = lattice_for(0.3, 5.0, 150)
-    factors = random_factors(150)
+    factors = random_factors(SHAPES, 150)
     expected = sum(outer_sum(take(factors, [i]), lattice) for i in range(150))
     set_threads(threads)
     order = np.random.default_rng(block).permutation(150)
@@ -369,7 +365,7 @@ def test_no_record_is_longer_than_the_bound(left, right, other, mu, clipping_nor
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_record_that_is_not_finite_adds_zero_to_every_layer(value, side):
     lattice = lattice_for(0.3, 5.0, 20)
-    factors = random_factors(20)
+    factors = random_factors(SHAPES, 20)
     others = outer_sum(take(factors, np.arange(20) != 8), lattice)
     factors[1][side][8, 0] = value
     assert np.array_equal(outer_sum(factors, lattice), others)
@@ -382,7 +378,7 @@ def test_a_zero_record_adds_zero():
 
 def test_sums_wrap():
     lattice = lattice_for(0.3, 5.0, 3)
-    factors = random_factors(3)
+    factors = random_factors(SHAPES, 3)
     plain = outer_sum(factors, lattice)
     top = np.full(len(plain), np.iinfo(np.int64).max)
     _core.lattice_sum_outer(

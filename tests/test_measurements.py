@@ -1,16 +1,12 @@
 """What makes the tables of the docs: measured once, resumed, and put where it belongs."""
 
 import json
-import sys
 from functools import partial
-from pathlib import Path
 from shutil import copytree
 
 import pytest
 
 pytest.importorskip("matplotlib")
-# Appended, so that qexp comes from where it is installed.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from experiments import __main__ as command_line
 from experiments import everything
@@ -28,10 +24,6 @@ old
 
 After.
 """
-
-
-def tables(lines):
-    return {"squares": markdown_table(["x", "x²"], [[x["x"], x["square"]] for x in lines])}
 
 
 def squares(run=lambda x: {"square": x * x}, **changes):

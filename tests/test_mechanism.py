@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from helpers import all_rows
 from scipy.linalg import solve_triangular
 
 import qexp
@@ -407,7 +408,7 @@ def test_a_model_source_gives_the_bits_of_its_gradients_in_an_array():
     rng = np.random.default_rng(2)
     model = mlp((6, 5, 3), dtype=np.float32, seed=1)
     X, y = rng.normal(size=(200, 6)), rng.integers(0, 3, 200)
-    gradients = np.concatenate([b.copy() for b in model.gradient_blocks(X, y).blocks()])
+    gradients = all_rows(model.gradient_blocks(X, y))
     arguments = {"pretrained": model.weights, "k": model.n_parameters}
     expected = draw(gradients, **arguments)
     for block_size in (None, 1, 33):
@@ -511,7 +512,7 @@ def test_a_record_that_overflows_on_the_way_is_silent_and_bounded(projection_kin
 def test_nulling_a_record_of_a_model_moves_that_record_alone(model, flaw, capfd):
     rng = np.random.default_rng(2)
     X, y = rng.normal(size=(200, 6)), rng.integers(0, 3, 200)
-    gradients = np.concatenate([b.copy() for b in model.gradient_blocks(X, y).blocks()])
+    gradients = all_rows(model.gradient_blocks(X, y))
     k = model.n_parameters
     arguments = {
         "pretrained": model.weights,

@@ -1,14 +1,12 @@
 """Perceptrons: right gradients and curvature, and rows that depend on their record alone."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 import warnings
 
 import numpy as np
 import pytest
+from helpers import all_rows, run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -36,10 +34,6 @@ def data(model, n, seed=2, dtype=np.float64):
     generator = np.random.default_rng(seed)
     X = generator.normal(size=(n, model.n_features)).astype(dtype)
     return X, generator.integers(0, model.n_classes, n)
-
-
-def rows_of(source):
-    return np.concatenate([block.copy() for block in source.blocks()])
 
 
 def bits(x):
@@ -100,7 +94,7 @@ def reference_gradient(model, x, label):
 def test_gradients_agree_with_central_differences(sizes, activation):
     model = make(sizes, activation)
     X, y = data(model, 3)
-    rows = rows_of(model.gradient_blocks(X, y))
+    rows = all_rows(model.gradient_blocks(X, y))
     step = 1e-6
     for i in range(len(X)):
         record = X[i : i + 1], y[i : i + 1]
@@ -118,7 +112,7 @@ def test_gradients_agree_with_central_differences(sizes, activation):
 def test_gradients_agree_with_the_chain_rule(sizes, activation, dtype, tolerance):
     model = make(sizes, activation, dtype)
     X, y = data(model, 60, dtype=dtype)
-    rows = rows_of(model.gradient_blocks(X, y))
+    rows = all_rows(model.gradient_blocks(X, y))
     assert rows.dtype == dtype
     expected = [reference_gradient(model, x, label) for x, label in zip(X, y, strict=True)]
     np.testing.assert_allclose(rows, expected, atol=tolerance, rtol=tolerance)
@@ -140,7 +134,7 @@ def test_large_outputs_neither_overflow_nor_lose_the_loss():
     model = softmax_regression(1, 2, dtype=np.float64).with_weights([1000.0, 0, -1000.0, 0])
     assert model.loss([[1.0]], [1]) == 2000.0
     np.testing.assert_array_equal(model.predict_proba([[1.0]]), [[1.0, 0.0]])
-    row = rows_of(model.gradient_blocks([[1.0]], [1]))[0]
+    row = all_rows(model.gradient_blocks([[1.0]], [1]))[0]
     np.testing.assert_array_equal(row, [1, 1, -1, -1])
 
 
@@ -153,7 +147,7 @@ def test_expected_rows_make_the_gauss_newton_matrix(sizes, activation):
     model = make(sizes, activation)
     X, _ = data(model, 25)
     source = model.curvature_blocks(X, labels="expected", block_size=7)
-    rows = rows_of(source)
+    rows = all_rows(source)
     assert rows.shape == (source.n_rows, model.n_parameters)
     assert source.n_rows == 25 * model.n_classes
     expected = np.zeros((model.n_parameters,) * 2)
@@ -168,18 +162,18 @@ def test_expected_rows_are_scaled_gradients():
     model = make([6, 7, 4])
     X, _ = data(model, 9)
     p = model.predict_proba(X)
-    rows = rows_of(model.curvature_blocks(X, labels="expected")).reshape(9, 4, -1)
+    rows = all_rows(model.curvature_blocks(X, labels="expected")).reshape(9, 4, -1)
     for c in range(4):
-        gradients = rows_of(model.gradient_blocks(X, np.full(9, c)))
+        gradients = all_rows(model.gradient_blocks(X, np.full(9, c)))
         np.testing.assert_allclose(rows[:, c], np.sqrt(p[:, c, None]) * gradients, atol=1e-14)
 
 
 def test_sampled_rows_are_gradients_at_labels_of_the_models_own_frequency():
     model = make([3, 4])
     X = np.repeat(data(model, 1)[0], 20_000, axis=0)
-    rows = rows_of(model.curvature_blocks(X, seed=5))
+    rows = all_rows(model.curvature_blocks(X, seed=5))
     candidates = np.stack(
-        [rows_of(model.gradient_blocks(X[:1], [c]))[0] for c in range(model.n_classes)]
+        [all_rows(model.gradient_blocks(X[:1], [c]))[0] for c in range(model.n_classes)]
     )
     matches = (rows[:, None] == candidates).all(axis=2)
     assert (matches.sum(axis=1) == 1).all()
@@ -192,20 +186,20 @@ def test_sampled_rows_are_gradients_at_labels_of_the_models_own_frequency():
 def test_sampled_rows_depend_on_the_seed_and_not_on_blocks():
     model = make([6, 7, 4])
     X, _ = data(model, 50)
-    rows = rows_of(model.curvature_blocks(X, seed=3))
+    rows = all_rows(model.curvature_blocks(X, seed=3))
     for block_size in (1, 7, 50, 1000):
         source = model.curvature_blocks(X, seed=3, block_size=block_size)
-        np.testing.assert_array_equal(rows_of(source), rows)
-        np.testing.assert_array_equal(rows_of(source), rows)
-    assert not np.array_equal(rows_of(model.curvature_blocks(X, seed=4)), rows)
+        np.testing.assert_array_equal(all_rows(source), rows)
+        np.testing.assert_array_equal(all_rows(source), rows)
+    assert not np.array_equal(all_rows(model.curvature_blocks(X, seed=4)), rows)
 
 
 def test_given_rows_are_gradients():
     model = make([6, 7, 4])
     X, y = data(model, 20)
     np.testing.assert_array_equal(
-        rows_of(model.curvature_blocks(X, labels="given", y=y)),
-        rows_of(model.gradient_blocks(X, y)),
+        all_rows(model.curvature_blocks(X, labels="given", y=y)),
+        all_rows(model.gradient_blocks(X, y)),
     )
 
 
@@ -217,7 +211,7 @@ def test_public_records_must_be_finite(labels, poison):
     X[13, 2] = poison
     source = model.curvature_blocks(X, labels=labels, block_size=6)
     with pytest.raises(ValueError, match="record 13 of X"):
-        rows_of(source)
+        all_rows(source)
     with pytest.raises(ValueError, match="record 13 of X"):
         list(source.factor_blocks())
 
@@ -244,7 +238,7 @@ def test_outer_products_of_factors_are_the_rows(sizes, kind):
             repeated = np.repeat(inputs, source.rows_per_record, axis=0)
             parts.append(np.einsum("ro,ra->roa", deltas, repeated).reshape(len(deltas), -1))
         rebuilt.append(np.concatenate(parts, axis=1))
-    np.testing.assert_array_equal(np.concatenate(rebuilt), rows_of(source))
+    np.testing.assert_array_equal(np.concatenate(rebuilt), all_rows(source))
 
 
 # ------------------------------------------------------------------- independence of records
@@ -267,10 +261,10 @@ def test_a_row_does_not_know_its_company(
     model = make(sizes, activation, dtype)
     X, y = data(model, 80)
     _core.set_num_threads(1)
-    reference = rows_of(model.gradient_blocks(X, y))
+    reference = all_rows(model.gradient_blocks(X, y))
     chosen = np.random.default_rng(order_seed).permutation(80)[:n]
     _core.set_num_threads(threads)
-    rows = rows_of(model.gradient_blocks(X[chosen], y[chosen], block_size=block_size))
+    rows = all_rows(model.gradient_blocks(X[chosen], y[chosen], block_size=block_size))
     np.testing.assert_array_equal(bits(rows), bits(reference[chosen]))
 
 
@@ -281,8 +275,8 @@ def test_threads_do_not_change_bits_of_a_larger_model(dtype, set_threads):
     results = []
     for threads in (1, 2, 3):
         set_threads(threads)
-        gradient = rows_of(model.gradient_blocks(X, y, block_size=150))
-        curvature = rows_of(model.curvature_blocks(X[:40], labels="expected"))
+        gradient = all_rows(model.gradient_blocks(X, y, block_size=150))
+        curvature = all_rows(model.curvature_blocks(X[:40], labels="expected"))
         factors = [
             array.copy()
             for layers in model.gradient_blocks(X, y).factor_blocks()
@@ -290,7 +284,7 @@ def test_threads_do_not_change_bits_of_a_larger_model(dtype, set_threads):
             for array in pair
         ]
         results.append([gradient, curvature, *factors])
-    alone = np.concatenate([rows_of(model.gradient_blocks(X[[i]], y[[i]])) for i in range(301)])
+    alone = np.concatenate([all_rows(model.gradient_blocks(X[[i]], y[[i]])) for i in range(301)])
     np.testing.assert_array_equal(bits(results[0][0]), bits(alone))
     for other in results[1:]:
         for first, second in zip(results[0], other, strict=True):
@@ -313,16 +307,7 @@ print(_core.isa(), digest.hexdigest())
 
 @pytest.mark.skipif(_core.isa() != "avx512", reason="needs a processor with AVX-512")
 def test_avx2_and_avx512_give_the_same_rows():
-    narrow, wide = (
-        subprocess.run(
-            [sys.executable, "-c", DIGEST],
-            env={**os.environ, "QEXP_ISA": isa},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.split()
-        for isa in ("avx2", "avx512")
-    )
+    narrow, wide = (run_python(DIGEST, QEXP_ISA=isa).split() for isa in ("avx2", "avx512"))
     assert (narrow[0], wide[0]) == ("avx2", "avx512")
     assert narrow[1] == wide[1]
 
@@ -333,12 +318,12 @@ def test_avx2_and_avx512_give_the_same_rows():
 def test_a_record_that_is_not_finite_spoils_its_own_row_alone(sizes, activation, poison):
     model = make(sizes, activation, np.float32)
     X, y = data(model, 30)
-    clean = rows_of(model.gradient_blocks(X, y))
+    clean = all_rows(model.gradient_blocks(X, y))
     X[11, 1] = poison
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         source = model.gradient_blocks(X, y, block_size=13)
-        rows = rows_of(source)
+        rows = all_rows(source)
         deltas = [pair[1].copy() for pair in next(source.factor_blocks())]
     assert np.isnan(rows[11]).all()
     assert all(np.isnan(d[11]).all() for d in deltas)
@@ -353,12 +338,12 @@ BAD_LABELS = [-1, 4, 2**40, -(2**40), 1.5, np.nan, np.inf, -np.inf, 1e300]
 def test_a_label_that_is_no_class_spoils_its_own_row_alone(label):
     model = make([6, 7, 4])
     X, y = data(model, 30)
-    clean = rows_of(model.gradient_blocks(X, y))
+    clean = all_rows(model.gradient_blocks(X, y))
     labels = y.astype(type(label) if isinstance(label, int) else np.float64)
     labels[11] = label
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        rows = rows_of(model.gradient_blocks(X, labels))
+        rows = all_rows(model.gradient_blocks(X, labels))
     assert np.isnan(rows[11]).all()
     others = np.arange(30) != 11
     np.testing.assert_array_equal(bits(rows[others]), bits(clean[others]))
@@ -368,13 +353,13 @@ def test_a_label_that_is_no_class_spoils_its_own_row_alone(label):
 def test_the_dtype_of_a_list_does_not_depend_on_one_record(value):
     model = make([6, 7, 4])
     X, y = data(model, 30)
-    clean = rows_of(model.gradient_blocks(X.tolist(), y.tolist()))
-    np.testing.assert_array_equal(bits(clean), bits(rows_of(model.gradient_blocks(X, y))))
+    clean = all_rows(model.gradient_blocks(X.tolist(), y.tolist()))
+    np.testing.assert_array_equal(bits(clean), bits(all_rows(model.gradient_blocks(X, y))))
     features, labels = X.tolist(), y.tolist()
     features[11][2] = labels[17] = value
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        rows = rows_of(model.gradient_blocks(features, labels))
+        rows = all_rows(model.gradient_blocks(features, labels))
     others = ~np.isin(np.arange(30), (11, 17))
     assert np.isnan(rows[~others]).all()
     np.testing.assert_array_equal(bits(rows[others]), bits(clean[others]))
@@ -436,7 +421,7 @@ def test_memory_maps_integers_and_odd_layouts_give_the_same_rows(tmp_path):
     model = make([6, 7, 4], dtype=np.float32)
     X = np.random.default_rng(0).integers(0, 255, (33, 6)).astype(np.uint8)
     y = np.random.default_rng(1).integers(0, 4, 33)
-    expected = rows_of(model.gradient_blocks(X.astype(np.float32), y))
+    expected = all_rows(model.gradient_blocks(X.astype(np.float32), y))
     path = tmp_path / "records"
     # One byte in front, so that the mapped numbers are not aligned.
     path.write_bytes(b"x" + X.astype(np.float32).tobytes())
@@ -448,7 +433,7 @@ def test_memory_maps_integers_and_odd_layouts_give_the_same_rows(tmp_path):
         (X.astype(">f8"), y.astype(">i2")),
         (X.tolist(), y),
     ):
-        rows = rows_of(model.gradient_blocks(features, labels, block_size=10))
+        rows = all_rows(model.gradient_blocks(features, labels, block_size=10))
         np.testing.assert_array_equal(bits(rows), bits(expected))
 
 
@@ -479,8 +464,8 @@ def test_softmax_regression_is_a_perceptron_without_hidden_layers():
     same = mlp([4, 3]).with_weights(np.arange(15.0))
     X, y = data(same, 6)
     np.testing.assert_array_equal(
-        rows_of(model.with_weights(np.arange(15.0)).gradient_blocks(X, y)),
-        rows_of(same.gradient_blocks(X, y)),
+        all_rows(model.with_weights(np.arange(15.0)).gradient_blocks(X, y)),
+        all_rows(same.gradient_blocks(X, y)),
     )
 
 
@@ -500,7 +485,7 @@ def test_description_is_json_and_models_pickle():
         copy = pickle.loads(pickle.dumps(original))
         assert type(copy) is type(original)
         np.testing.assert_array_equal(
-            rows_of(copy.gradient_blocks(X, y)), rows_of(original.gradient_blocks(X, y))
+            all_rows(copy.gradient_blocks(X, y)), all_rows(original.gradient_blocks(X, y))
         )
         assert not copy.weights.flags.writeable
 
@@ -547,7 +532,7 @@ def test_fit_learns_digits_by_softmax_regression_the_same_way_twice():
 def test_one_full_batch_step_of_fit_follows_the_mean_gradient(activation):
     model = make([6, 7, 4], activation)
     X, y = data(model, 40)
-    mean = rows_of(model.gradient_blocks(X, y)).mean(axis=0)
+    mean = all_rows(model.gradient_blocks(X, y)).mean(axis=0)
     fitted = model.fit(X, y, epochs=1, batch_size=40, learning_rate=1e-3, weight_decay=0.0)
     # Adam's first step is the learning rate times the gradient's sign, but for its 1e-8.
     np.testing.assert_allclose(

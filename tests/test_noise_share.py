@@ -1,14 +1,10 @@
 """What part of the gap to fine-tuning without privacy is noise."""
 
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("dp_accounting")
-# Appended, so that qexp comes from where it is installed.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from small_task import small_task
 

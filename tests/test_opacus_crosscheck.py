@@ -1,14 +1,8 @@
 """What is concluded from runs of DP-SGD here and in Opacus."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import stats
-
-# Appended, so that qexp comes from where it is installed.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from experiments import opacus_crosscheck as crosscheck
 from qexp.models import mlp

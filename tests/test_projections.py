@@ -2,14 +2,13 @@ import hashlib
 import json
 import os
 import pickle
-import subprocess
-import sys
 import tracemalloc
 
 import numpy as np
 import pytest
 import scipy.linalg
 import scipy.stats
+from helpers import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -330,21 +329,11 @@ for dtype in (np.float32, np.float64):
         digest.update(projection.adjoint(y).tobytes())
 print(digest.hexdigest())
 """
-    digests = {run_python(program, QEXP_ISA=isa).stdout for isa in ("baseline", "avx2", "avx512")}
+    digests = {run_python(program, QEXP_ISA=isa) for isa in ("baseline", "avx2", "avx512")}
     assert len(digests) == 1
 
 
 # --------------------------------------------------------------------------------- memory
-
-
-def run_python(program, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
 
 
 def test_srht_forward_allocates_no_copy_of_the_block():
@@ -380,7 +369,7 @@ print(peak() - before)
 """
     if not os.path.exists("/proc/self/status"):
         pytest.skip("peak resident memory is read from /proc")
-    grown = int(run_python(program).stdout)
+    grown = int(run_python(program))
     assert grown < 8 * 2**17 * 4
 
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers import all_rows
 from scipy import stats
 
 from qexp.bits import insecure_test_generator
@@ -40,7 +41,7 @@ def private(X=X, y=Y, target=TARGET, seed=0):
 
 
 def rows(X, y):
-    return np.concatenate([b.copy() for b in MODEL.gradient_blocks(X, y).blocks()])
+    return all_rows(MODEL.gradient_blocks(X, y))
 
 
 def zeros(X, y):

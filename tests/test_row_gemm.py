@@ -1,13 +1,11 @@
 """row_gemm: right products, and rows whose bits depend on themselves and on B alone."""
 
 import hashlib
-import os
-import subprocess
-import sys
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from helpers import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -133,20 +131,9 @@ print(_core.isa(), digest.hexdigest())
 """
 
 
-def run_digest(isa):
-    done = subprocess.run(
-        [sys.executable, "-c", DIGEST],
-        env={**os.environ, "QEXP_ISA": isa},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.split()
-
-
 @pytest.mark.skipif(_core.isa() != "avx512", reason="needs a processor with AVX-512")
 def test_avx2_and_avx512_give_the_same_bits():
-    narrow, wide = run_digest("avx2"), run_digest("avx512")
+    narrow, wide = (run_python(DIGEST, QEXP_ISA=isa).split() for isa in ("avx2", "avx512"))
     assert (narrow[0], wide[0]) == ("avx2", "avx512")
     assert narrow[1] == wide[1]
     assert len(wide[1]) == 2 * hashlib.sha256().digest_size

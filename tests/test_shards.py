@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from helpers import all_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -147,9 +148,9 @@ def test_other_ways_to_read_are_refused(folder):
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_model_takes_them_as_it_takes_arrays(folder, name):
     shards = opened(folder, name)
-    expected = np.concatenate([b.copy() for b in MODEL.gradient_blocks(X, Y).blocks()])
+    expected = all_rows(MODEL.gradient_blocks(X, Y))
     source = MODEL.gradient_blocks(shards.X, shards.y, block_size=17)
-    assert np.array_equal(np.concatenate([b.copy() for b in source.blocks()]), expected)
+    assert np.array_equal(all_rows(source), expected)
     assert MODEL.score(shards.X, shards.y) == MODEL.score(X, Y)
 
 
@@ -403,7 +404,7 @@ def test_factors_of_a_user_are_positions_of_one_record(block_size, most, at_once
         MODEL.gradient_blocks(x, Y, block_size=block_size), USERS, max_records_per_user=most
     )
     source._users_at_once = lambda: at_once
-    rows = np.concatenate([b.copy() for b in MODEL.gradient_blocks(x, Y).blocks()])
+    rows = all_rows(MODEL.gradient_blocks(x, Y))
     made = []
     for factors in source.factor_blocks():
         assert all(part.shape[1] == most for pair in factors for part in pair)

@@ -18,9 +18,6 @@ from scipy import stats
 pytest.importorskip("matplotlib")
 pytest.importorskip("dp_accounting")
 
-# Appended, so that qexp comes from where it is installed.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from experiments import __main__ as command_line
 from experiments import everything, fine_tuning, public_moves
 from experiments.lines import Lines

@@ -3,7 +3,7 @@ import warnings
 
 import numpy as np
 import pytest
-from layered_factors import outer_rows, random_factors
+from helpers import all_rows, outer_rows, random_factors
 
 from qexp import IdentityCurvature, KroneckerCurvature, Schedule, fine_tune, sample_private_weights
 from qexp._files import DamagedFileError
@@ -275,9 +275,7 @@ def test_the_first_gradient_is_that_of_the_moved_records(task, learnt):
     model, X, y = task
     curvature = KroneckerCurvature.from_model(model, X, damping=DAMPING)
     moved, _ = MOVES[0](X, y, None)
-    rows = curvature.whiten(
-        np.concatenate([b.copy() for b in model.gradient_blocks(moved, y).blocks()])
-    )
+    rows = curvature.whiten(all_rows(model.gradient_blocks(moved, y)))
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     mean = (rows * np.minimum(1, 3.0 / norms)).mean(axis=0)
     found = np.concatenate([g[0].ravel() for g in learnt.gradients])

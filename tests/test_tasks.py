@@ -2,27 +2,16 @@
 
 import hashlib
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from experiments.tasks import TASKS
 
 
-@pytest.fixture(scope="module")
-def tasks():
-    sys.path.insert(0, str(REPOSITORY))
-    try:
-        from experiments.tasks import TASKS
-    finally:
-        sys.path.remove(str(REPOSITORY))
-    return TASKS
-
-
-def test_names(tasks):
-    assert set(tasks) == {
+def test_names():
+    assert set(TASKS) == {
         *("mnist_to_usps", "mnist_rotated", "usps_to_mnist"),
         *("mnist_few_250", "mnist_few_500", "mnist_few_1000", "mnist_few_2000"),
         *("mnist_to_usps_augmented", "mnist_few_500_augmented"),
@@ -67,8 +56,8 @@ def apart(*blocks):
 
 
 @pytest.mark.data
-def test_few_digits_are_the_first_of_more(tasks):
-    task, more = tasks["mnist_few_500"](0), tasks["mnist_few_1000"](0)
+def test_few_digits_are_the_first_of_more():
+    task, more = TASKS["mnist_few_500"](0), TASKS["mnist_few_1000"](0)
     check(task, "mnist_few_500", (500, 2007))
     assert more.X_private[:500].tobytes() == task.X_private.tobytes()
     assert len(np.unique(task.y_private)) == 10
@@ -84,8 +73,8 @@ def test_few_digits_are_the_first_of_more(tasks):
         ("adult_work", (3657, 1900)),
     ],
 )
-def test_tables(tasks, name, sizes):
-    task = tasks[name](0)
+def test_tables(name, sizes):
+    task = TASKS[name](0)
     check(task, name, sizes)
     if name == "icu_cardiac":  # elsewhere there are stays without a value, or people, alike
         assert apart(task.X_public, task.X_private, task.X_test)
@@ -94,10 +83,10 @@ def test_tables(tasks, name, sizes):
 
 
 @pytest.mark.data
-def test_only_the_model_of_an_augmented_task_differs(tasks):
+def test_only_the_model_of_an_augmented_task_differs():
     from qexp.surrogates import image_surrogates
 
-    task, plain = tasks["mnist_few_500_augmented"](0), tasks["mnist_few_500"](0)
+    task, plain = TASKS["mnist_few_500_augmented"](0), TASKS["mnist_few_500"](0)
     check(task, "mnist_few_500_augmented", (500, 2007))
     assert task.X_private.tobytes() == plain.X_private.tobytes()
     assert task.X_held_out.tobytes() == plain.X_held_out.tobytes()
@@ -108,21 +97,21 @@ def test_only_the_model_of_an_augmented_task_differs(tasks):
 
 
 @pytest.mark.data
-def test_the_hidden_layer_is_the_only_difference(tasks):
-    task = tasks["icu_cardiac_mlp"](0)
+def test_the_hidden_layer_is_the_only_difference():
+    task = TASKS["icu_cardiac_mlp"](0)
     check(task, "icu_cardiac_mlp", (1451, 1372))
     assert len(task.model.layer_sizes) == 3
 
 
 @pytest.mark.data
-def test_mimic_from_tables_to_a_release(tasks):
+def test_mimic_from_tables_to_a_release():
     pytest.importorskip("duckdb", reason="DuckDB (the extra qexp[mimic]) is not installed")
     if not Path(os.environ["QEXP_DATA"], "mimic3_demo").is_dir():
         pytest.skip("the open MIMIC-III sample is not in QEXP_DATA/mimic3_demo")
     from qexp import KroneckerCurvature, Schedule, fine_tune
     from qexp.bits import insecure_test_generator
 
-    task = tasks["mimic_mortality"](0)
+    task = TASKS["mimic_mortality"](0)
     check(task, "mimic_mortality", (14, 13))
     assert apart(task.X_public, task.X_private, task.X_test)
     result = fine_tune(

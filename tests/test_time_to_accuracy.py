@@ -3,16 +3,11 @@
 import builtins
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("dp_accounting")
-
-# Appended, so that qexp comes from where it is installed.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from small_task import small_task
 

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import all_rows, outer_rows
 
 torch = pytest.importorskip("torch", reason="the extra qexp[torch] is not installed")
 
@@ -171,23 +172,8 @@ def reference(module, model, X, y, loss=nn.functional.cross_entropy):
     return np.array(rows)
 
 
-def all_rows(source):
-    return np.concatenate([block.copy() for block in source.blocks()])
-
-
-def rows_of_pair(inputs, deltas):
-    if inputs.ndim == 3:
-        return np.einsum("mto,mti->moi", deltas, inputs).reshape(len(inputs), -1)
-    return np.einsum("mo,mi->moi", deltas, inputs).reshape(len(inputs), -1)
-
-
 def rows_from_factors(source):
-    return np.concatenate(
-        [
-            np.concatenate([rows_of_pair(*pair) for pair in factors], axis=1)
-            for factors in source.factor_blocks()
-        ]
-    )
+    return np.concatenate([outer_rows(factors) for factors in source.factor_blocks()])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -490,7 +476,7 @@ def test_whitened_factors_are_whitened_rows(name):
     source = model.gradient_blocks(X, y)
     for rows, factors in zip(source.blocks(), source.factor_blocks(), strict=True):
         pairs = curvature.whiten_factors(factors)
-        whole = np.concatenate([rows_of_pair(right, left) for left, right in pairs], axis=1)
+        whole = outer_rows([(right, left) for left, right in pairs])
         np.testing.assert_allclose(whole, curvature.whiten(rows), rtol=1e-9, atol=1e-12)
 
 

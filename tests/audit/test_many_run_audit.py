@@ -3,12 +3,8 @@
 Seeds are fixed, so the tests are repeatable.
 """
 
-import importlib
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,27 +13,15 @@ from scipy import stats
 from qexp import epsilon
 from qexp.models import mlp
 
-FOLDER = Path(__file__).resolve().parents[2] / "experiments"
+pytest.importorskip("experiments", reason="a package without its experiments")
 
-pytestmark = [
-    pytest.mark.statistical,
-    pytest.mark.skipif(not FOLDER.is_dir(), reason="a package without its experiments"),
-]
+from experiments.attacks import many_run_audit as audit
 
-
-@pytest.fixture(scope="module")
-def audit():
-    if "experiments" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            "experiments", FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
-        )
-        sys.modules["experiments"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["experiments"])
-    return importlib.import_module("experiments.attacks.many_run_audit")
+pytestmark = pytest.mark.statistical
 
 
 @pytest.fixture(scope="module")
-def scene(audit):
+def scene():
     rng = np.random.default_rng(5)
     X = rng.normal(size=(400, 12)).astype(np.float32)
     y = (X @ rng.normal(size=(12, 3))).argmax(axis=1)
@@ -56,7 +40,7 @@ def scene(audit):
 # ------------------------------------------------------------------------------------ the bounds
 
 
-def test_bounds_are_clopper_and_pearsons(audit):
+def test_bounds_are_clopper_and_pearsons():
     eps, mu = audit.lower_bounds(60, 7, 100, 200, delta=1e-3)
     tpr = stats.binomtest(60, 100).proportion_ci(0.95, "exact").low
     fpr = stats.binomtest(7, 200).proportion_ci(0.95, "exact").high
@@ -65,12 +49,12 @@ def test_bounds_are_clopper_and_pearsons(audit):
 
 
 @pytest.mark.parametrize(("hits", "alarms"), [(0, 0), (0, 50), (50, 50), (1, 100), (100, 100)])
-def test_guesses_that_tell_nothing_bound_nothing(audit, hits, alarms):
+def test_guesses_that_tell_nothing_bound_nothing(hits, alarms):
     eps, mu = audit.lower_bounds(hits, alarms, 100, 100, delta=1e-5)
     assert eps == mu == 0
 
 
-def test_without_noise_the_most_is_reached_and_100_000_runs_show_more_than_10(audit):
+def test_without_noise_the_most_is_reached_and_100_000_runs_show_more_than_10():
     for n in (10, 1000):
         found = audit.judge(np.ones((2 * n, 1)), np.zeros((2 * n, 1)), delta=1e-5)
         # No alarm in n: the rate is below 1 - 0.025^(1/n), and so for hits.
@@ -84,7 +68,7 @@ def test_without_noise_the_most_is_reached_and_100_000_runs_show_more_than_10(au
 
 
 @pytest.mark.parametrize(("mu", "least"), [(0.5, 0.35), (1.5, 1.3), (3.0, 2.5)])
-def test_a_gaussian_of_known_mu_is_not_over_claimed(audit, mu, least):
+def test_a_gaussian_of_known_mu_is_not_over_claimed(mu, least):
     rng = np.random.default_rng(3)
     found = []
     for _ in range(20):
@@ -96,7 +80,7 @@ def test_a_gaussian_of_known_mu_is_not_over_claimed(audit, mu, least):
     assert np.mean([f["mu_lo"] for f in found]) > least
 
 
-def test_randomised_response_is_not_over_claimed(audit):
+def test_randomised_response_is_not_over_claimed():
     """No Gaussian: the output tells the world with odds of e^ε."""
     rng = np.random.default_rng(4)
     right = math.e**2 / (1 + math.e**2)
@@ -108,7 +92,7 @@ def test_randomised_response_is_not_over_claimed(audit):
     assert np.mean([f["epsilon_lo"] for f in found]) > 1.8
 
 
-def test_what_chooses_is_not_judged(audit):
+def test_what_chooses_is_not_judged():
     """Statistics without any meaning, among which one looks best on the first half."""
     rng = np.random.default_rng(6)
     found = [
@@ -123,7 +107,7 @@ def test_what_chooses_is_not_judged(audit):
 # -------------------------------------------------------------------------------- the mechanisms
 
 
-def slow_sgd(audit, scene, included, order):
+def slow_sgd(scene, included, order):
     """Give one run's weights in float64, record by record."""
     W = scene.head.weights.astype(np.float64).reshape(3, -1)
     n = len(scene.y)
@@ -143,16 +127,16 @@ def slow_sgd(audit, scene, included, order):
 
 
 @pytest.mark.parametrize("included", [True, False])
-def test_sgd_is_that_of_the_book(audit, scene, included):
+def test_sgd_is_that_of_the_book(scene, included):
     weights = audit.sgd(scene, included, 3, (1, 2))
     rng, n = np.random.default_rng((1, 2)), len(scene.y)
     orders = [rng.permuted(np.tile(np.arange(n), (3, 1)), axis=1) for _ in range(audit.EPOCHS)]
     for run in range(3):
-        expected = slow_sgd(audit, scene, included, [order[run] for order in orders])
+        expected = slow_sgd(scene, included, [order[run] for order in orders])
         assert weights[run] == pytest.approx(expected, abs=1e-4)
 
 
-def test_statistics_are_those_of_the_canary(audit, scene):
+def test_statistics_are_those_of_the_canary(scene):
     weights = scene.head.weights + np.float32(0.1) * np.arange(39, dtype=np.float32) / 39
     [[projection, logit]] = scene.statistics(weights[None])
     x = np.append(scene.X[-1], 1.0)
@@ -163,7 +147,7 @@ def test_statistics_are_those_of_the_canary(audit, scene):
     assert logit == pytest.approx(math.log(q / (1 - q)), abs=1e-4)
 
 
-def test_sgd_is_caught(audit, scene):
+def test_sgd_is_caught(scene):
     found = audit.audit("sgd", scene, runs=2000, seed=0, target_epsilon=8.0, rounds=4)
     # 1,000 runs show 5.6 at most.
     assert found["epsilon_lo"] > 4
@@ -171,7 +155,7 @@ def test_sgd_is_caught(audit, scene):
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
-def test_qexp_stays_below_its_claim(audit, scene, rounds):
+def test_qexp_stays_below_its_claim(scene, rounds):
     found = audit.audit("qexp", scene, runs=600, seed=0, target_epsilon=8.0, rounds=rounds)
     assert found["mu_claimed"] == pytest.approx(1.666, abs=1e-3)
     assert found["clipped"] > 1
@@ -183,7 +167,7 @@ def test_qexp_stays_below_its_claim(audit, scene, rounds):
 # ------------------------------------------------------------------------------- what is kept
 
 
-def test_an_audit_is_kept_and_not_run_again(audit, scene, tmp_path, monkeypatch, capsys):
+def test_an_audit_is_kept_and_not_run_again(scene, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(audit, "digits_scene", lambda: scene)
     path = tmp_path / "results" / "audit.jsonl"
     for runs in ("40", "60"):
@@ -197,7 +181,7 @@ def test_an_audit_is_kept_and_not_run_again(audit, scene, tmp_path, monkeypatch,
     assert audit.lines_at(path).read() == kept
 
 
-def test_too_few_runs_are_refused(audit, capsys):
+def test_too_few_runs_are_refused(capsys):
     with pytest.raises(SystemExit):
         audit.main(["sgd", "--runs", "3"])
     assert "--runs is 3; it needs at least 4" in capsys.readouterr().err

@@ -3,62 +3,24 @@
 Seeds are fixed, so the tests are repeatable.
 """
 
-import importlib.util
 import itertools
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import all_rows
 from scipy import stats
 
 from qexp.models import mlp
 
-FOLDER = Path(__file__).resolve().parents[2] / "experiments"
+pytest.importorskip("experiments", reason="a package without its experiments")
 
-pytestmark = [
-    pytest.mark.statistical,
-    pytest.mark.skipif(not FOLDER.is_dir(), reason="a package without its experiments"),
-]
+from experiments.attacks import bounds, membership, one_run_audit, pipelines, scenes
 
-
-def _load(name):
-    if "experiments" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            "experiments", FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
-        )
-        sys.modules["experiments"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["experiments"])
-    return importlib.import_module(f"experiments.attacks.{name}")
+pytestmark = pytest.mark.statistical
 
 
-@pytest.fixture(scope="module")
-def bounds():
-    return _load("bounds")
-
-
-@pytest.fixture(scope="module")
-def one_run():
-    return _load("one_run_audit")
-
-
-@pytest.fixture(scope="module")
-def scenes():
-    return _load("scenes")
-
-
-@pytest.fixture(scope="module")
-def pipelines():
-    return _load("pipelines")
-
-
-@pytest.fixture(scope="module")
-def membership():
-    return _load("membership")
-
-
-def small_scene(scenes, n_canaries):
+def small_scene(n_canaries):
     rng = np.random.default_rng(5)
     X = rng.normal(size=(400, 36)) * np.geomspace(0.05, 2, 36)
     y = (X @ rng.normal(size=(36, 4))).argmax(axis=1)
@@ -71,7 +33,7 @@ def small_scene(scenes, n_canaries):
 
 @pytest.mark.parametrize("mu", [0.1, 0.5, 1.0, 2.0, 4.0])
 @pytest.mark.parametrize(("m", "level"), [(1, 0.5), (10, 0.05), (200, 0.05), (1000, 0.3)])
-def test_independent_gaussians_are_never_refuted_above_the_level(bounds, mu, m, level):
+def test_independent_gaussians_are_never_refuted_above_the_level(mu, m, level):
     """For m Gaussian mechanisms side by side, the number of right guesses is exactly binomial."""
     loss = bounds.gaussian_loss(mu)
     refuted = [v for v in range(m + 1) if bounds.is_refuted(loss, m, m, v, level=level)]
@@ -81,7 +43,7 @@ def test_independent_gaussians_are_never_refuted_above_the_level(bounds, mu, m, 
 
 
 @pytest.mark.parametrize("q", [0.02, 0.3, 0.8])
-def test_a_mechanism_that_tells_all_or_nothing_is_not_refuted_above_the_level(bounds, q):
+def test_a_mechanism_that_tells_all_or_nothing_is_not_refuted_above_the_level(q):
     """With probability q all coins are told, else fresh ones: right guesses depend on each other.
 
     That is (0, q)-DP, of which 1 - f is x + q.
@@ -92,7 +54,7 @@ def test_a_mechanism_that_tells_all_or_nothing_is_not_refuted_above_the_level(bo
             assert q + (1 - q) * stats.binom.sf(v - 1, m, 0.5) <= level
 
 
-def test_one_canary_is_judged_by_its_trade_off(bounds):
+def test_one_canary_is_judged_by_its_trade_off():
     # A right guess of a coin has probability Φ(μ/2) at most: what is refuted at level 0.7 is all
     # with less.
     assert bounds.mu_lower_bound(1, 1, 1, confidence=0.3) == pytest.approx(
@@ -100,7 +62,7 @@ def test_one_canary_is_judged_by_its_trade_off(bounds):
     )
 
 
-def test_randomised_response_gives_the_binomial(bounds):
+def test_randomised_response_gives_the_binomial():
     q = np.exp(1.5) / (1 + np.exp(1.5))
     for v in (500, 818, 900, 1000):
         exact = stats.binom.sf(v - 1, 1000, q)
@@ -111,7 +73,7 @@ def test_randomised_response_gives_the_binomial(bounds):
     assert 1 / (1 + np.exp(-eps)) == pytest.approx(0.05 ** (1 / 1000), abs=1e-6)
 
 
-def test_the_part_of_delta_is_the_one_of_the_theorem(bounds):
+def test_the_part_of_delta_is_the_one_of_the_theorem():
     m, r, v, eps, delta = 40, 30, 26, 1.0, 1e-3
     q = 1 / (1 + np.exp(-eps))
     b = [stats.binom.pmf(i, r, q) for i in range(r + 1)]
@@ -120,7 +82,7 @@ def test_the_part_of_delta_is_the_one_of_the_theorem(bounds):
     assert bounds.epsilon_p_value(m, r, v, eps, delta) == pytest.approx(expected, rel=1e-10)
 
 
-def test_bounds_grow_with_right_guesses(bounds):
+def test_bounds_grow_with_right_guesses():
     for bound in (
         lambda v: bounds.mu_lower_bound(500, 400, v),
         lambda v: bounds.epsilon_lower_bound(500, 400, v, delta=1e-5),
@@ -131,13 +93,13 @@ def test_bounds_grow_with_right_guesses(bounds):
         assert all(a < b for a, b in itertools.pairwise(values[2:]))
 
 
-def test_a_bound_is_written_so_that_it_stays_one(bounds):
+def test_a_bound_is_written_so_that_it_stays_one():
     assert bounds.bound_text(7.8739, 3) == "7.873"
     assert bounds.bound_text(0.5, 3) == "0.500"
     assert bounds.bound_text(0.149, 3) == "0.149"
 
 
-def test_clopper_pearson_is_exact(bounds):
+def test_clopper_pearson_is_exact():
     low, high = bounds.clopper_pearson(7, 100)
     assert stats.binom.sf(6, 100, low) == pytest.approx(0.025)
     assert stats.binom.cdf(7, 100, high) == pytest.approx(0.025)
@@ -146,7 +108,7 @@ def test_clopper_pearson_is_exact(bounds):
 
 
 @pytest.mark.parametrize(("mu", "least"), [(0.5, 0.15), (1.5, 0.7)])
-def test_on_gaussians_of_known_mu_bounds_cover_and_see(bounds, mu, least):
+def test_on_gaussians_of_known_mu_bounds_cover_and_see(mu, least):
     rng = np.random.default_rng(3)
     found = []
     for _ in range(25):
@@ -166,11 +128,11 @@ def test_on_gaussians_of_known_mu_bounds_cover_and_see(bounds, mu, least):
 @pytest.mark.parametrize(
     "pipeline", ["kronecker", "srht", "subspace", "rounds", "momentum", "estimator"]
 )
-def test_no_pipeline_exceeds_its_claim(bounds, scenes, pipelines, pipeline):
+def test_no_pipeline_exceeds_its_claim(pipeline):
     if pipeline == "estimator":
         pytest.importorskip("sklearn")
     m = 600
-    scene = small_scene(scenes, m)
+    scene = small_scene(m)
     included = np.random.default_rng(2).random(m) < 0.5
     trial = pipelines.Trial(included=included, epsilon=8.0, delta=1e-5, seed=11)
     more = {
@@ -186,7 +148,7 @@ def test_no_pipeline_exceeds_its_claim(bounds, scenes, pipelines, pipeline):
     assert found["epsilon_lo_gdp"] > 0.8
 
 
-def test_orthogonal_gradients_are_audited_nearly_to_the_claim(bounds, pipelines):
+def test_orthogonal_gradients_are_audited_nearly_to_the_claim():
     included = np.random.default_rng(4).random(3000) < 0.5
     attacked = pipelines.orthogonal(
         pipelines.Trial(included=included, epsilon=4.0, delta=1e-5, seed=12)
@@ -196,9 +158,9 @@ def test_orthogonal_gradients_are_audited_nearly_to_the_claim(bounds, pipelines)
     assert found["mu_lo"] <= attacked.mu
 
 
-def test_a_step_without_noise_is_caught(bounds, scenes, pipelines):
+def test_a_step_without_noise_is_caught():
     m = 600
-    scene = small_scene(scenes, m)
+    scene = small_scene(m)
     included = np.random.default_rng(6).random(m) < 0.5
     attacked = pipelines.noiseless(
         scene, pipelines.Trial(included=included, epsilon=8.0, delta=1e-5, seed=13)
@@ -210,17 +172,17 @@ def test_a_step_without_noise_is_caught(bounds, scenes, pipelines):
     assert found["epsilon_lo"] == found["epsilon_lo_most"] > 4.5
 
 
-def test_scores_are_the_posterior_of_the_coins(scenes, pipelines):
+def test_scores_are_the_posterior_of_the_coins():
     """Against the same estimate from the noisy sum itself, with the whitened gradients at hand."""
     m = 50
-    scene = small_scene(scenes, m)
+    scene = small_scene(m)
     rng = np.random.default_rng(7)
     included = rng.random(m) < 0.5
     model, c, sigma, eta = scene.model, pipelines.CLIPPING_NORM, 4.0, 0.3
     curvature = pipelines.KroneckerCurvature.from_model(model, scene.X_public, damping=1e-2)
     X = np.concatenate([scene.X_canaries, scene.X_honest])
     y = np.concatenate([scene.y_canaries, scene.y_honest])
-    rows = np.concatenate([b.copy() for b in model.gradient_blocks(X, y).blocks()])
+    rows = all_rows(model.gradient_blocks(X, y))
     s = curvature.whiten(rows)
     s *= np.minimum(1, c / np.linalg.norm(s, axis=1))[:, None]
     coins = np.concatenate([included, np.ones(len(scene.y_honest))])
@@ -247,7 +209,7 @@ def test_scores_are_the_posterior_of_the_coins(scenes, pipelines):
 # -------------------------------------------------------------------------------- membership
 
 
-def test_likelihood_ratios_find_members(membership):
+def test_likelihood_ratios_find_members():
     rng = np.random.default_rng(8)
     mu, members = 1.5, rng.random((300, 200)) < 0.5
     values = mu * members + rng.normal(size=members.shape) + rng.normal(size=200) * 5
@@ -265,8 +227,8 @@ def test_likelihood_ratios_find_members(membership):
     assert nothing["auc"] == pytest.approx(0.5, abs=0.01)
 
 
-def test_heart_learners_are_found_out_and_private_ones_are_not(membership, scenes):
-    scene = small_scene(scenes, 0)
+def test_heart_learners_are_found_out_and_private_ones_are_not():
+    scene = small_scene(0)
     rng = np.random.default_rng(9)
     X = scene.X_honest
     y = (scene.y_honest + rng.integers(0, 4, len(X)) * (rng.random(len(X)) < 0.4)) % 4
@@ -287,8 +249,8 @@ def test_heart_learners_are_found_out_and_private_ones_are_not(membership, scene
     assert found[1.0]["fpr_0.01"]["holds"]
 
 
-def test_commands_print_one_line_of_json(one_run, capsys):
-    one_run.main(["orthogonal", "--canaries", "500", "--epsilon", "2"])
+def test_commands_print_one_line_of_json(capsys):
+    one_run_audit.main(["orthogonal", "--canaries", "500", "--epsilon", "2"])
     line = json.loads(capsys.readouterr().out)
     assert line["pipeline"] == "orthogonal"
     assert line["holds"] is True

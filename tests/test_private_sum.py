@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from helpers import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -193,6 +194,42 @@ def test_threads_blocks_and_order_change_no_bit(rows, lattice, set_threads):
         for block in (1, 64, 1000, len(many)):
             assert np.array_equal(noisy(many, lattice, block=block).values, expected)
             assert np.array_equal(noisy(shuffled, lattice, block=block).values, expected)
+
+
+# Rows of one number, of some registers and a rest, and too long to go in groups; factors that fill
+# their tiles and that do not; and records that are null.
+DIGEST = """
+import hashlib
+import numpy as np
+from qexp import _core
+
+scale = {"units_per_norm": 2.0**30 / 3.0, "clipping_norm": 3.0, "bound": 2**30}
+bad = [np.nan, np.inf, -np.inf, 1e300, 5e-324]
+digest = hashlib.sha256()
+for k in (1, 7, 157, 1100, 9001):
+    rows = np.random.default_rng(k).standard_normal((40, k)) * np.geomspace(1e-3, 1e3, 40)[:, None]
+    rows[3:8, k // 2] = bad
+    total = np.zeros(k, np.int64)
+    _core.lattice_sum(rows, total, **scale)
+    digest.update(total.tobytes())
+for shapes in ([(1, 1)], [(4, 32), (3, 31)], [(5, 3), (40, 1), (33, 6), (9, 70)]):
+    rng = np.random.default_rng(len(shapes))
+    factors = [tuple(rng.standard_normal((40, n)) for n in shape) for shape in shapes]
+    factors[-1][0][3:8, 0] = bad
+    total = np.zeros(sum(a * b for a, b in shapes), np.int64)
+    _core.lattice_sum_outer(factors, total, **scale)
+    digest.update(total.tobytes())
+print(_core.isa(), digest.hexdigest())
+"""
+
+
+def test_instruction_sets_agree_bit_for_bit():
+    default, baseline, avx2 = (
+        run_python(DIGEST, **chosen).split()
+        for chosen in ({}, {"QEXP_ISA": "baseline"}, {"QEXP_ISA": "avx2"})
+    )
+    assert baseline[0] == "baseline"
+    assert default[1] == baseline[1] == avx2[1]
 
 
 def test_noise_is_drawn_before_the_first_record_is_read(lattice):

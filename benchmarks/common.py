@@ -287,11 +287,10 @@ class FlopsSuite(Suite):
 
 
 def modules() -> Iterator[ModuleType]:
-    """Import all suites of this package."""
+    """Import all suites of this package; folders without `__init__.py` are left out, as by asv."""
     package = sys.modules[__package__]
     for found in pkgutil.iter_modules(package.__path__):
-        if not found.ispkg and found.name not in ("compare", "growth", "offline"):
-            yield importlib.import_module(f"{__package__}.{found.name}")
+        yield importlib.import_module(f"{__package__}.{found.name}")
 
 
 def benchmarks(prefix: str = "") -> Iterator[tuple[str, type, str, list[tuple[Any, ...]]]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
@@ -142,19 +143,40 @@ def test_fit_notices_a_wrong_sampler():
 
 def _compare(*arguments):
     return subprocess.run(
-        [sys.executable, str(FOLDER / "compare.py"), *map(str, arguments)],
+        [sys.executable, str(FOLDER / "tools" / "compare.py"), *map(str, arguments)],
         capture_output=True,
         text=True,
     )
 
 
-@pytest.mark.parametrize("script", ["peers/run.py", "growth.py", "compare.py", "offline.py"])
+@pytest.mark.parametrize(
+    "script", ["peers/run.py", "tools/growth.py", "tools/compare.py", "tools/offline.py"]
+)
 def test_scripts_tell_how_to_use_them(script):
     result = subprocess.run(
         [sys.executable, str(FOLDER / script), "--help"], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
     assert "usage:" in result.stdout
+
+
+def test_every_suite_is_found_with_any_version_of_qexp():
+    """asv imports them beside old ones; what is lacking there is said when a suite is set up."""
+    program = f"""
+import sys, types
+
+class Lacking:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("qexp."):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Lacking())
+sys.modules["qexp"] = types.ModuleType("qexp")
+sys.path.insert(0, {str(ROOT)!r})
+from benchmarks import common
+print(len(list(common.benchmarks())))
+"""
+    assert int(run_python(program)) == len(BENCHMARKS)
 
 
 def test_asv_accepts_every_suite(tmp_path):
@@ -213,13 +235,14 @@ def test_compare_without_a_match():
 def test_offline_names_what_is_missing(tmp_path):
     (tmp_path / "index.html").write_text('<script src="https://a.example/b/jquery-3.3.1.min.js">')
     with pytest.raises(FileNotFoundError, match=r"jquery-3\.3\.1\.min\.js"):
-        _module("offline").localise(tmp_path, tmp_path / "empty")
+        _module("tools.offline").localise(tmp_path, tmp_path / "empty")
 
 
 def test_growth_fits_the_slope_of_large_sizes():
     sizes = [2**i for i in range(10)]
-    assert _module("growth").fitted(sizes, [1e-9 * (size + 20) ** 2 for size in sizes]) < 2
-    assert _module("growth").fitted(sizes, [size**1.5 for size in sizes]) == pytest.approx(1.5)
+    fitted = _module("tools.growth").fitted
+    assert fitted(sizes, [1e-9 * (size + 20) ** 2 for size in sizes]) < 2
+    assert fitted(sizes, [size**1.5 for size in sizes]) == pytest.approx(1.5)
 
 
 # --------------------------------------------------------------------------------- dashboard
@@ -268,7 +291,7 @@ def dashboard(tmp_path):
     html = tmp_path / "html_dir"
     scripts = Path(os.environ.get("QEXP_BENCH_SCRIPTS", "/usr/share/javascript"))
     try:
-        _module("offline").localise(html, scripts)
+        _module("tools.offline").localise(html, scripts)
     except FileNotFoundError as error:
         pytest.skip(f"the dashboard's scripts are not at hand: {error}")
 

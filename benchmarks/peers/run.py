@@ -40,25 +40,14 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import blas, lapack
 
-HERE = Path(__file__).resolve().parent
-sys.path = [entry for entry in sys.path if Path(entry).resolve() != HERE]
+import qexp
+from qexp import _core
 
+# The path leads to qexp's sources, too: what is installed was imported before.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks import common
 
-def _load_common() -> Any:
-    folder = HERE.parent
-    spec = importlib.util.spec_from_file_location(
-        "benchmarks", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
-    return importlib.import_module("benchmarks.common")
-
-
-common = _load_common()
 common.LEAST_SAMPLE = 2e-2
-import qexp  # noqa: E402
-from qexp import _core  # noqa: E402
 
 Row = tuple[str, str, float, float, float, str]
 _rows: list[Row] = []

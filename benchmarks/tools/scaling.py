@@ -1,6 +1,6 @@
 """How a private draw scales over MPI ranks: measured on few, fitted, predicted for many.
 
-    python -m benchmarks.scaling [--ranks 2] [--rounds 9] [--records 20000]
+    python -m benchmarks.tools.scaling [--ranks 2] [--rounds 9] [--records 20000]
 
 Starts itself under mpiexec, one thread a rank. The first r ranks make a draw while the others
 sleep, for r = 1, 2, …, in turns; what is reported are best rounds, and the best ratio of
@@ -221,8 +221,9 @@ def main():
         print('no mpiexec: pip install "qexp[mpi]" mpich, or an MPI of the system')
         return 2
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    command = [launcher, "-n", str(arguments.ranks), sys.executable, "-m", "benchmarks.scaling"]
-    command += ["--in-job", "--rounds", str(arguments.rounds), "--records", str(arguments.records)]
+    command = [launcher, "-n", str(arguments.ranks), sys.executable]
+    command += ["-m", "benchmarks.tools.scaling", "--in-job"]
+    command += ["--rounds", str(arguments.rounds), "--records", str(arguments.records)]
     return subprocess.run(command, env={**os.environ, **one_thread}).returncode
 
 

@@ -1,11 +1,11 @@
 """Compare two builds of qexp by turns: A B A B, and print bands of their ratios.
 
-    python benchmarks/compare.py OLD/bin/python NEW/bin/python
-    python benchmarks/compare.py OLD/bin/python NEW/bin/python --bench 'fwht|srht' --rounds 15
-    python benchmarks/compare.py OLD/bin/python NEW/bin/python --fail-above 1.10
+    python benchmarks/tools/compare.py OLD/bin/python NEW/bin/python
+    python benchmarks/tools/compare.py OLD/bin/python NEW/bin/python --bench 'fwht|srht' --rounds 15
+    python benchmarks/tools/compare.py OLD/bin/python NEW/bin/python --fail-above 1.10
 
 OLD and NEW are the interpreters of two virtual environments, each with its own build of qexp (and
-scipy and threadpoolctl). The suites are this folder's for both. One process an environment stays
+scipy and threadpoolctl). The suites are this checkout's for both. One process an environment stays
 alive; a benchmark's calls take turns between them, a few milliseconds each, and a round's ratio is
 NEW's time over OLD's: above 1 is slower. Foreign load hits both alike, so the ratios hold still
 where absolute times do not. Give the same interpreter twice to see the noise.
@@ -17,8 +17,6 @@ guards a pull request.
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import os
 import re
@@ -29,7 +27,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -125,7 +123,7 @@ class _Worker:
         # Not from a checkout's root, where `import qexp` would find the sources.
         self._folder = tempfile.TemporaryDirectory()
         self._process = subprocess.Popen(
-            [os.path.abspath(python), str(HERE / "compare.py"), "--worker"],
+            [os.path.abspath(python), __file__, "--worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -154,7 +152,12 @@ class _Worker:
 
 
 def _work(requests: IO[str], replies: IO[str]) -> None:
-    common = _load_package()
+    # The path leads to qexp's sources, too: what is installed is imported before.
+    import qexp  # noqa: F401
+
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import common
+
     known = {
         name: (cls, method) for name, cls, method, _ in common.benchmarks("time") if cls is not None
     }
@@ -191,23 +194,8 @@ def _work(requests: IO[str], replies: IO[str]) -> None:
         replies.flush()
 
 
-def _load_package() -> Any:
-    """Import this folder as a package without its parent, which holds qexp's sources."""
-    spec = importlib.util.spec_from_file_location(
-        "benchmarks", HERE / "__init__.py", submodule_search_locations=[str(HERE)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    package = importlib.util.module_from_spec(spec)
-    sys.modules["benchmarks"] = package
-    spec.loader.exec_module(package)
-    return importlib.import_module("benchmarks.common")
-
-
 if __name__ == "__main__":
     if sys.argv[1:] == ["--worker"]:
-        # Modules of this folder are named after what they measure; none may hide another one.
-        sys.path = [entry for entry in sys.path if Path(entry).resolve() != HERE]
         _work(sys.stdin, sys.stdout)
     else:
         sys.exit(main())

@@ -1,8 +1,8 @@
 """Make a published dashboard independent of the internet.
 
     asv publish
-    python benchmarks/offline.py .asv/html
-    python benchmarks/offline.py .asv/html --scripts FOLDER
+    python benchmarks/tools/offline.py .asv/html
+    python benchmarks/tools/offline.py .asv/html --scripts FOLDER
 
 asv's pages fetch jQuery, Flot and Bootstrap from content delivery networks. This copies them into
 the dashboard from FOLDER, by default where Debian's packages libjs-jquery, libjs-jquery-flot,

@@ -1,7 +1,7 @@
 """Measure how times grow with n, p and k, and draw them with the slopes that they should have.
 
-    python benchmarks/growth.py                              # prints slopes
-    python benchmarks/growth.py docs/figures/growth.png      # and draws them (needs matplotlib)
+    python benchmarks/tools/growth.py                          # prints slopes
+    python benchmarks/tools/growth.py docs/figures/growth.png  # and draws them (needs matplotlib)
 
 CPU time of one thread, the median of rounds in which all sizes take turns. A slope is fitted by
 least squares to the logarithms of the upper half of the sizes, where constant costs have faded.
@@ -10,8 +10,6 @@ least squares to the logarithms of the upper half of the sizes, where constant c
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def measured(common: Any) -> list[tuple[str, str, str, list[int], list[float]]]:
     """Give (panel, what, expected slope, sizes, seconds) of every curve."""
     import qexp
+    from benchmarks import whole_draw
     from qexp import _core
 
-    whole_draw = importlib.import_module(f"{common.__package__}.whole_draw")
     curves = []
 
     def curve(
@@ -110,24 +108,18 @@ def draw(curves: list[tuple[str, str, str, list[int], list[float]]], path: Path)
     figure.savefig(path, dpi=130)
 
 
-def _load_common() -> Any:
-    spec = importlib.util.spec_from_file_location(
-        "benchmarks", HERE / "__init__.py", submodule_search_locations=[str(HERE)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
-    return importlib.import_module("benchmarks.common")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("figure", nargs="?", type=Path, help="where to draw to, a PNG")
     given = parser.parse_args()
-    sys.path = [entry for entry in sys.path if Path(entry).resolve() != HERE]
-    common = _load_common()
+    # The path leads to qexp's sources, too: what is installed is imported before.
+    import qexp  # noqa: F401
+
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import common
+
     common.need_blas()
     threads = common.Threads(1)
     curves = measured(common)

@@ -21,8 +21,10 @@ from qexp.records import RecordSource, as_record_source
 __all__ = [
     "bit_generator",
     "check_agreement",
+    "check_curvature",
     "check_dimensions",
-    "check_kinds",
+    "check_ledger",
+    "check_projection",
     "protected",
     "sharded_source",
     "unit_of_privacy",
@@ -78,18 +80,29 @@ def check_agreement(public: Mapping[str, Any], ranks: Communicator) -> None:
             )
 
 
-def check_kinds(projection: object, curvature: object, ledger: object) -> None:
-    """Raise where one of them is of another kind."""
-    if not isinstance(projection, Projection):
+def check_projection(projection: object) -> None:
+    """Raise where it is none."""
+    if isinstance(projection, type) or not isinstance(projection, Projection):
         raise TypeError(
             f"projection is a {type(projection).__name__}; it needs to be None or a projection "
             "such as qexp.SRHT"
         )
-    if not isinstance(curvature, Curvature):
+
+
+def check_curvature(curvature: object) -> None:
+    """Raise where it is none."""
+    # A class has all that its instances have.
+    if isinstance(curvature, type) or not isinstance(curvature, Curvature):
+        kind = curvature if isinstance(curvature, type) else type(curvature)
+        what = "the class" if isinstance(curvature, type) else "a"
         raise TypeError(
-            f"curvature is a {type(curvature).__name__}; it needs to be a curvature such as "
-            "qexp.DenseCurvature or qexp.IdentityCurvature"
+            f"curvature is {what} {kind.__name__}; it needs to be a curvature such as "
+            "qexp.DenseCurvature.from_model(...) or qexp.IdentityCurvature(k)"
         )
+
+
+def check_ledger(ledger: object) -> None:
+    """Raise where it is neither None nor a ledger."""
     if ledger is not None and not isinstance(ledger, PrivacyLedger):
         raise TypeError(
             f"ledger is a {type(ledger).__name__}; it needs to be None or a qexp.PrivacyLedger"

@@ -24,8 +24,10 @@ from qexp import _checks
 from qexp._arguments import (
     bit_generator,
     check_agreement,
+    check_curvature,
     check_dimensions,
-    check_kinds,
+    check_ledger,
+    check_projection,
     protected,
     sharded_source,
     unit_of_privacy,
@@ -110,6 +112,8 @@ def sample_private_weights(
         If a public argument is out of its range; the message says what is allowed.
     BudgetExceededError
         If `ledger` has not enough left.
+    OverflowError
+        If the step leaves the range of the weights' dtype. The draw is paid for.
 
     Notes
     -----
@@ -136,7 +140,9 @@ def sample_private_weights(
         unit = unit_of_privacy(source)
         projection = Identity(len(theta_0)) if projection is None else projection
         curvature = ranks.broadcast_object(curvature)
-        check_kinds(projection, curvature, ledger)
+        check_projection(projection)
+        check_curvature(curvature)
+        check_ledger(ledger)
         check_dimensions(len(theta_0), projection, curvature)
         c = _checks.positive(clipping_norm, "clipping_norm")
         eta = _checks.positive(step_size, "step_size")
@@ -177,7 +183,13 @@ def sample_private_weights(
         if drawn is None:
             return _shared_release(None, ranks)
         step, noisy = drawn
-        theta = (theta_0 + step).astype(theta_0.dtype, copy=False)
+        with np.errstate(over="ignore"):
+            theta = (theta_0 + step).astype(theta_0.dtype, copy=False)
+        if not np.isfinite(theta).all():
+            raise OverflowError(
+                f"the step left the range of {theta_0.dtype}, and the draw is paid for; use a "
+                f"smaller step_size than {eta:g}, or more damping, which costs anew"
+            )
 
         public: dict[str, Any] = {
             "epsilon": float(target_epsilon),
@@ -273,7 +285,8 @@ def draw_figures(noisy: NoisySum, curvature: Curvature, step_size: float) -> dic
 
 def norm(x: NDArray[Any]) -> float:
     """Give ‖x‖. Not by numpy.linalg: it wakes the threads of BLAS for longer than the sum takes."""
-    return math.sqrt(float(np.square(x).sum()))
+    with np.errstate(over="ignore"):
+        return math.sqrt(float(np.square(x).sum()))
 
 
 def _whitened_blocks(

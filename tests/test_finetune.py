@@ -413,6 +413,63 @@ def test_an_interruption_between_rounds_works_without_a_ledger(task):
     assert caught.value.result.rounds_done == 1
 
 
+def test_what_was_paid_for_comes_with_an_error_of_on_round(task):
+    def full(report):
+        if report.round == 2:
+            raise OSError(28, "No space left on device")
+
+    ledger = qexp.PrivacyLedger(**TARGET)
+    with pytest.raises(OSError, match="No space left") as caught:
+        tune(task, ledger=ledger, on_round=full)
+    result = caught.value.result
+    assert result.rounds_done == len(ledger.entries) == 2
+    assert np.isfinite(result.release.weights).all()
+    assert "2 round(s) of the fine-tuning are paid for" in caught.value.__notes__[0]
+
+
+def test_an_error_before_anything_was_paid_for_has_no_result(task, monkeypatch):
+    monkeypatch.setattr(_job, "private_step", at_round(_job.private_step, 1, OSError("early")))
+    with pytest.raises(OSError, match="early") as caught:
+        tune(task)
+    assert not hasattr(caught.value, "result")
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"on_round": "log"}, TypeError, "on_round is a str; it needs None or a function"),
+        ({"ledger": "x"}, TypeError, "ledger is a str; it needs to be None or a qexp.Privacy"),
+        ({"projection": "x"}, TypeError, "projection is a str; it needs to be None or a proj"),
+        ({"curvature": None}, TypeError, "curvature is a NoneType; it needs to be a curvature"),
+        ({"curvature": "kronecker"}, TypeError, "curvature is a str; it needs to be"),
+        ({"curvature": lambda model: None}, TypeError, "curvature is a NoneType; it needs to"),
+        (
+            {"curvature": qexp.IdentityCurvature},
+            TypeError,
+            "curvature is the class IdentityCurvature; it needs to be a curvature such as",
+        ),
+        ({"target_epsilon": None}, TypeError, "epsilon must be a real number"),
+        ({"target_delta": "small"}, TypeError, "delta must be a real number"),
+        (
+            {"max_records_per_user": 1},
+            ValueError,
+            "max_records_per_user is 1 without groups; say whose each record is, or leave it out",
+        ),
+    ],
+)
+def test_public_arguments_of_another_kind_are_found_before_a_draw(task, changes, kind, words):
+    ledger = qexp.PrivacyLedger(**TARGET)
+    with pytest.raises(kind, match=words):
+        tune(task, **{"ledger": ledger, **changes})
+    assert len(ledger.entries) == 0
+
+
+@pytest.mark.parametrize("model", [None, np.zeros(3), "mlp"])
+def test_what_is_no_model_is_told(task, model):
+    with pytest.raises(TypeError, match=r"model is a \w+ without .*; it needs to be one of qexp"):
+        tune((model, *task[1:]))
+
+
 # ------------------------------------------------------------------- checkpoints and crashes
 
 

@@ -963,6 +963,27 @@ def test_the_wall_time_stops_before_a_round_that_would_not_finish(folder, monkey
     assert np.array_equal(weights(folder / "out"), expected(folder).weights)
 
 
+def test_no_round_is_drawn_when_the_wall_time_is_over(folder, monkeypatch, capfd):
+    clock = iter(np.arange(0.0, 1e6, 10.0).tolist())
+    monkeypatch.setattr(signals, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    assert run_job(job(folder, run__wall_time="5")) == ExitCode.INTERRUPTED
+    assert "stopped by wall time after 0 round(s)" in capfd.readouterr().err
+    assert read_ledger(folder / "ledger.jsonl").entries == ()
+    monkeypatch.undo()
+    assert run_job(job(folder), resume=True) == 0
+
+
+def test_what_a_job_writes_is_json_for_every_parser(folder, capfd):
+    def strictly(text):
+        return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+    assert run_job(job(folder, schedule__step_size="1e300")) == ExitCode.DIVERGED
+    lines = [strictly(line) for line in capfd.readouterr().err.splitlines()]
+    assert [line["step_norm"] for line in lines if line["event"] == "round"] == [None]
+    document = strictly((folder / "out" / "certificate.json").read_text())
+    assert document["certificate"]["rounds"][0]["step_norm"] is None
+
+
 def stopper(**changes):
     return Stopper(**{"grace": 60.0, "wall_time": None, "follower": False, **changes})
 

@@ -106,6 +106,11 @@ MISUSES = {
         ValueError,
         r"pretrained has shape \(2, 6\); it needs 1 dimension",
     ),
+    "a step out of range": (
+        lambda: draw(np.zeros(P, np.float32), step_size=1e200),
+        OverflowError,
+        "left the range of float32, and the draw is paid for; use a smaller step_size",
+    ),
     "pretrained with NaN": (
         lambda: draw(with_nan(P)),
         ValueError,

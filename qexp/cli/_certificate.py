@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from qexp._json import strict_json
 from qexp.cli._commands import Commands
 
 __all__ = ["add_to"]
@@ -22,8 +23,6 @@ def add_to(commands: Commands) -> None:
 
 
 def _certificate(options: argparse.Namespace) -> None:
-    import json
-
     from qexp.release import PrivateRelease
 
     try:
@@ -34,4 +33,4 @@ def _certificate(options: argparse.Namespace) -> None:
             "PrivateRelease.save wrote"
         ) from None
     document = {"statement": release.statement, "certificate": release.certificate()}
-    print(json.dumps(document, indent=2))
+    print(strict_json(document, indent=2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from qexp._digits import rounded_down, rounded_up
+from qexp._json import strict_json
 from qexp.cli import _values
 from qexp.cli._commands import Commands
 
@@ -120,14 +121,13 @@ def _create(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     import dataclasses
-    import json
 
     from qexp.ledger_file import read_ledger
     from qexp.privacy import epsilon
 
     found = read_ledger(options.path)
     if options.json:
-        print(json.dumps(dataclasses.asdict(found), indent=2))
+        print(strict_json(dataclasses.asdict(found), indent=2))
         return
     target = found.target
     delta = target[1] if target else 1e-6

@@ -115,6 +115,9 @@ def fine_tune(
     FineTuneInterrupted
         On Ctrl-C, if at least one round was paid for; a round that was not is dropped unpublished
         and costs nothing.
+    Exception
+        What `on_round` raises, with what was paid for as its attribute `result`. So have all
+        exceptions after the first round.
 
     Notes
     -----
@@ -128,6 +131,10 @@ def fine_tune(
     once and kept, in 8 n (d + 1) bytes and at most half a gigabyte: the weights have the same bits
     in a half to a third of the time.
     """
+    if on_round is not None and not callable(on_round):
+        raise TypeError(
+            f"on_round is a {type(on_round).__name__}; it needs None or a function of a RoundReport"
+        )
     ranks = SingleProcess() if communicator is None else communicator
     with ranks.shared_fate():
         job = Job(
@@ -166,4 +173,13 @@ def fine_tune(
         if state.rounds_done == 0:
             raise
         raise FineTuneInterrupted(job.result(state, "interrupted")) from None
+    except Exception as error:
+        state = job.paid_state()
+        if state.rounds_done > 0:
+            error.result = job.result(state, "interrupted")  # type: ignore[attr-defined]
+            error.add_note(
+                f"{state.rounds_done} round(s) of the fine-tuning are paid for: they are in "
+                "`.result` of this exception"
+            )
+        raise
     return result

@@ -18,7 +18,10 @@ from qexp import _checks
 from qexp._arguments import (
     bit_generator,
     check_agreement,
+    check_curvature,
     check_dimensions,
+    check_ledger,
+    check_projection,
     protected,
     sharded_source,
     unit_of_privacy,
@@ -48,6 +51,7 @@ __all__ = ["Job", "Shrinkage", "TunableModel"]
 Shrinkage = Literal["none", "last", "last_whole"]
 _SHRINKAGES: Final = ("none", "last", "last_whole")
 _SHRINK_BUDGET: Final = 1 - 2.0**-50
+_OFFERED: Final = ("weights", "with_weights", "gradient_blocks")
 
 
 class TunableModel(Protocol):
@@ -94,6 +98,17 @@ class Job:
             raise TypeError(f"schedule is a {type(schedule).__name__}; it needs a qexp Schedule")
         if shrinkage not in _SHRINKAGES:
             raise ValueError(f"shrinkage is {shrinkage!r}; it needs one of {_SHRINKAGES}")
+        lacking = [name for name in _OFFERED if not hasattr(model, name)]
+        if lacking:
+            raise TypeError(
+                f"model is a {type(model).__name__} without {', '.join(lacking)}; it needs to be "
+                "one of qexp.models, or to offer what they do"
+            )
+        if max_records_per_user is not None and groups is None:
+            raise ValueError(
+                f"max_records_per_user is {max_records_per_user!r} without groups; say whose each "
+                "record is, or leave it out, where records are protected one by one"
+            )
         theta_0 = _checks.finite_array(model.weights, "model.weights", 1)
         self.pretrained, self.X, self.y, self.schedule = model, X, y, schedule
         self.dtype = theta_0.dtype
@@ -104,10 +119,12 @@ class Job:
         self.n_records_here = source.n_records
         self.unit = unit_of_privacy(source)
         self.projection = Identity(len(theta_0)) if projection is None else projection
+        check_projection(self.projection)
+        check_ledger(ledger)
         self.factor = sensitivity_factor(neighboring_relation)
         self.neighboring_relation = neighboring_relation
-        self.target_epsilon, self.target_delta = float(target_epsilon), float(target_delta)
         mu = calibrate_mu(target_epsilon, target_delta) / self.factor
+        self.target_epsilon, self.target_delta = float(target_epsilon), float(target_delta)
         self.lattices = _lattices(schedule, mu, self.n_records)
         self._has_refined = False
         self.ledger = ledger
@@ -485,6 +502,7 @@ class Job:
         if self._make_curvature is not None and (self._collective or self.ranks.rank == 0):
             made = self._make_curvature(model)
         curvature: Curvature = made if self._collective else self.ranks.broadcast_object(made)
+        check_curvature(curvature)
         check_dimensions(self.n_parameters, self.projection, curvature)
         return curvature
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from datetime import UTC, datetime
 from typing import Any
+
+from qexp._json import strict_json
 
 __all__ = ["Log"]
 
@@ -44,7 +45,7 @@ class Log:
         line = f"qexp: {words}"
         if not self.is_terminal:
             stamp = {"time": datetime.now(UTC).isoformat(timespec="seconds")} if self._timed else {}
-            line = json.dumps({**stamp, "event": name, "message": words, **facts})
+            line = strict_json({**stamp, "event": name, "message": words, **facts})
         # The work goes on when nobody reads any more.
         with contextlib.suppress(OSError):
             self._stream.write(line + "\n")

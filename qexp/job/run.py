@@ -24,6 +24,7 @@ from qexp import _checks, _core
 from qexp._communicator import Communicator, SingleProcess
 from qexp._digits import rounded_up
 from qexp._files import DamagedFileError, atomic_write_bytes
+from qexp._json import strict_json
 from qexp._memory import peak_mebibytes
 from qexp._privacy_checks import sensitivity_factor
 from qexp.bits import insecure_test_generator
@@ -204,12 +205,15 @@ class _Run:
         self.log.event("planning", "planning on public records")
         made = _planned(job, inputs, progress=self.log.is_terminal)
         document = {"format": _PLAN_FORMAT, "version": 1, "settings": public, "plan": made}
+        document = json.loads(strict_json(document))  # as it will be read
         _write_json(path, {**document, "sha256": _digest(document)})
         expected = predicted(made)
+        gains = made["predicted_score"] > made["score_before"]
+        advice = "" if gains else "; it promises no gain, so think again before you spend on it"
         self.log.event(
             "planned",
             f"planned {made['schedule']['rounds']} round(s){_space_words(job, made)} in "
-            f"{time.monotonic() - began:.0f} s; predicted {expected.name}: {expected.sentence()}",
+            f"{time.monotonic() - began:.0f} s; predicted {expected.name}: {expected.sentence()}{advice}",
             schedule=made["schedule"],
             subspace=subspace_size(job, made),
             score=made["score"],
@@ -388,7 +392,7 @@ def _digest(document: Any) -> str:
 
 
 def _write_json(path: str, document: Any) -> None:
-    atomic_write_bytes(path, json.dumps(document, indent=1).encode() + b"\n")
+    atomic_write_bytes(path, strict_json(document, indent=1).encode() + b"\n")
 
 
 def _read_plan(path: str) -> dict[str, Any] | None:

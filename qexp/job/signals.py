@@ -67,8 +67,12 @@ class Stopper:
             signal.signal(number, handler)
 
     def begin_rounds(self) -> None:
-        """From now on a round may be under way."""
+        """From now on a round may be under way; end the job where its time is over already."""
         self._round_began = time.monotonic()
+        spent = self._round_began - self._began
+        if self._wall_time is not None and spent > self._wall_time and not self._follower:
+            self.reason = "wall time"
+            raise StopBetweenRounds
         self._phase = "rounds"
 
     def end_rounds(self) -> None:

@@ -213,7 +213,8 @@ class _Run:
         self.log.event(
             "planned",
             f"planned {made['schedule']['rounds']} round(s){_space_words(job, made)} in "
-            f"{time.monotonic() - began:.0f} s; predicted {expected.name}: {expected.sentence()}{advice}",
+            f"{time.monotonic() - began:.0f} s; predicted {expected.name}: "
+            f"{expected.sentence()}{advice}",
             schedule=made["schedule"],
             subspace=subspace_size(job, made),
             score=made["score"],

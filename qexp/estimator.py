@@ -22,6 +22,7 @@ from qexp.projections import Projection
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
     from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import accuracy_score
     from sklearn.neural_network import MLPClassifier
     from sklearn.utils.validation import (
         check_consistent_length,
@@ -206,13 +207,12 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "label of every record"
             )
         X = with_dtype(X)
-        _require_numbers(X)
+        _require_records(X)
         with np.errstate(all="ignore"):  # A warning on overflow would tell of one record.
             features = validate_data(
                 self, X, dtype=(np.float64, np.float32), ensure_all_finite=False, reset=True
             )
-        # NumPy would choose the dtype of a list by the values of single records.
-        labels = column_or_1d(y if has_dtype(y) else np.array(y, dtype=object), warn=True)
+        labels = _as_labels(y)
         check_consistent_length(features, labels)
 
         model, classes = self._pretrained()
@@ -252,8 +252,15 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         ndarray, shape (m, n_classes)
             Columns as in `classes_`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a shape or a dtype is wrong, or a record is not finite. No message quotes a record.
         """
         check_is_fitted(self)
+        X = with_dtype(X)
+        _require_records(X)
         features = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
         probabilities: NDArray[Any] = self.model_.predict_proba(features)
         return probabilities
@@ -273,6 +280,25 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         chosen = self.predict_proba(X).argmax(axis=1)
         labels: NDArray[Any] = self.classes_[chosen]
         return labels
+
+    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Return the share of records whose likeliest class is their label.
+
+        Parameters
+        ----------
+        X : array_like of numbers, shape (m, n_features)
+        y : array_like, shape (m,)
+            A label that is none of `classes_` counts as wrong.
+        sample_weight : array_like, shape (m,), optional
+
+        Returns
+        -------
+        float
+        """
+        predicted = self.predict_proba(X).argmax(axis=1)
+        # Numbers of classes, as messages about labels would quote them.
+        labels = class_numbers(_as_labels(y), self.classes_)
+        return float(accuracy_score(labels, predicted, sample_weight=sample_weight))
 
     # ---------------------------------------------------------------------- the public side
 
@@ -527,15 +553,58 @@ def class_numbers(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.int
     return numbers
 
 
-def _require_numbers(X: Any) -> None:
-    """Refuse by dtype what would have to be converted value by value."""
-    if sparse.issparse(X):
-        return  # Refused by validate_data.
-    kind = np.asarray(X).dtype.kind
-    if kind not in "buifc":
+def _require_records(X: Any) -> None:
+    """Refuse by kind, dtype and shape what scikit-learn would refuse with a quotation."""
+    _require_not_sparse(X, "X")
+    dtypes, shape = _dtypes_and_shape(X)
+    for dtype in dtypes:
+        if dtype.kind == "c":
+            raise ValueError(
+                f"Complex data not supported: X is an array of {dtype}; it needs real numbers"
+            )
+        if dtype.kind not in "buif":
+            raise TypeError(
+                f"X is an array of {dtype}; it needs numbers: convert it first, as a message "
+                "about a value that is no number would tell of its record"
+            )
+    if len(shape) != 2:
+        raise ValueError(
+            f"X has the shape {shape}; it needs two dimensions, (n, n_features). Reshape your "
+            "data: X.reshape(-1, 1) if there is one feature, X.reshape(1, -1) if there is one "
+            "record"
+        )
+
+
+def _dtypes_and_shape(X: Any) -> tuple[list[Any], tuple[int, ...]]:
+    """Give the dtypes that a data frame declares, or else an array's own one."""
+    # The dtype of a frame's array would depend on whether a single value is missing.
+    if hasattr(X, "columns") and hasattr(X, "dtypes"):
+        declared = list(X.dtypes)
+        if all(hasattr(dtype, "kind") for dtype in declared):
+            return declared, X.shape
+    array = np.asarray(X)
+    return [array.dtype], array.shape
+
+
+def _as_labels(y: Any) -> NDArray[Any]:
+    """Give labels as an array (n,) of a dtype that no single label decides."""
+    _require_not_sparse(y, "y")
+    has_own = has_dtype(y) and isinstance(getattr(y, "dtype", np.dtype(object)), np.dtype)
+    labels = np.asarray(y) if has_own else np.array(y, dtype=object)
+    if labels.dtype.kind == "c":
+        raise ValueError(
+            f"Complex data not supported: y is an array of {labels.dtype}; it needs labels of the "
+            "kind that pretrained was fitted to"
+        )
+    column: NDArray[Any] = column_or_1d(labels, warn=True)
+    return column
+
+
+def _require_not_sparse(values: Any, name: str) -> None:
+    if sparse.issparse(values):
         raise TypeError(
-            f"X is an array of {np.asarray(X).dtype}; it needs numbers: convert it first, as a "
-            "message about a value that is no number would tell of its record"
+            f"{name} is a sparse {type(values).__name__}; it needs to be dense: give "
+            f"{name}.toarray()"
         )
 
 

@@ -4,11 +4,13 @@ import copy
 import pickle
 import subprocess
 import sys
+import traceback
 import types
 import warnings
 
 import numpy as np
 import pytest
+from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
@@ -369,6 +371,186 @@ def test_messages_tell_of_dtypes_and_never_of_values():
         assert "secret" not in str(caught.value)
     with pytest.raises(TypeError, match="same kind of labels"):
         tuner().fit(X, np.zeros(300))
+
+
+SECRET = 123.456789
+LABELS = np.repeat(["ant", "bee", "cat"], 20)
+
+
+def with_secret(dtype=float, shape=(60, 5)):
+    X = np.random.default_rng(3).normal(size=shape).astype(dtype)
+    X[(0,) * X.ndim] = SECRET
+    return X
+
+
+class Frame:
+    """As much of a data frame as is read of one; a missing value makes its array one of objects."""
+
+    def __init__(self, values, dtype):
+        self.values, self.shape = values, values.shape
+        self.columns = list("abcde")
+        self.dtypes = [np.dtype(dtype)] * len(self.columns)
+
+    def __len__(self):
+        return len(self.values)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype=dtype)
+
+
+STRANGE_X = {
+    "a scalar": SECRET,
+    "a scalar of NumPy's": np.float64(SECRET),
+    "text": str(SECRET),
+    "one dimension": with_secret(shape=60),
+    "three dimensions": with_secret(shape=(60, 5, 2)),
+    "complex": with_secret(complex),
+    "objects": with_secret().astype(object),
+    "strings": with_secret().astype(str),
+    "bytes": with_secret().astype(bytes),
+    "dates": with_secret().astype("datetime64[s]"),
+    "sparse": sparse.csr_matrix(with_secret()),
+    "a list of numbers": with_secret(shape=60).tolist(),
+    "lists of text": with_secret().astype(str).tolist(),
+    "complex lists": with_secret(complex).tolist(),
+    "deep lists": with_secret(shape=(60, 5, 2)).tolist(),
+    "ragged lists": [[SECRET], *with_secret().tolist()[1:]],
+    "a dictionary": {SECRET: SECRET},
+    "a set": {SECRET},
+    "a frame of text": Frame(with_secret().astype(str).astype(object), object),
+    "too few features": with_secret(shape=(60, 4)),
+    "not finite": np.where(with_secret() == SECRET, SECRET, np.nan),
+    "None": None,
+}
+STRANGE_Y = {
+    "a scalar": SECRET,
+    "text": str(SECRET),
+    "numbers": with_secret(shape=60),
+    "two dimensions": with_secret(),
+    "three dimensions": with_secret(shape=(60, 5, 2)),
+    "complex": with_secret(complex, shape=60),
+    "objects": with_secret(shape=60).astype(object),
+    "strings": with_secret(shape=60).astype(str),
+    "bytes": with_secret(shape=60).astype(bytes),
+    "dates": with_secret(shape=60).astype("datetime64[s]"),
+    "sparse": sparse.csr_matrix(with_secret(shape=(60, 1))),
+    "lists": with_secret().tolist(),
+    "a list of numbers": with_secret(shape=60).tolist(),
+    "a complex list": with_secret(complex, shape=60).tolist(),
+    "ragged lists": [[SECRET, SECRET], *LABELS.tolist()[1:]],
+    "a list of arrays": [with_secret(shape=2), *LABELS.tolist()[1:]],
+    "a dictionary": {SECRET: SECRET},
+    "too few": with_secret(shape=59).tolist(),
+}
+
+
+def said(call, *arguments):
+    """Give all that a call says: messages of its errors and of its warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            call(*arguments)
+        except Exception as error:
+            trace = "".join(traceback.format_exception_only(error))
+            while error is not None:
+                trace += str(error)
+                error = error.__cause__ or error.__context__
+        else:
+            trace = ""
+    return trace + " ".join(str(warning.message) for warning in caught)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return tuner().fit(*blobs(300, ("ant", "bee", "cat"), seed=1))
+
+
+@pytest.mark.parametrize("kind", STRANGE_X)
+def test_no_message_about_records_holds_a_value(fitted, kind):
+    strange = STRANGE_X[kind]
+    for call, arguments in (
+        (tuner().fit, (strange, LABELS)),
+        (fitted.predict, (strange,)),
+        (fitted.predict_proba, (strange,)),
+        (fitted.score, (strange, LABELS)),
+    ):
+        message = said(call, *arguments)
+        assert "123" not in message
+        assert "1.23" not in message
+
+
+@pytest.mark.parametrize("kind", STRANGE_Y)
+def test_no_message_about_labels_holds_a_value(fitted, kind):
+    for call in (tuner().fit, fitted.score):
+        message = said(call, with_secret(), STRANGE_Y[kind])
+        assert "123" not in message
+        assert "1.23" not in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        (
+            "a scalar of NumPy's",
+            ValueError,
+            r"X has the shape \(\); it needs two .* Reshape your data",
+        ),
+        ("one dimension", ValueError, r"X has the shape \(60,\); it needs two dimensions"),
+        ("three dimensions", ValueError, r"X has the shape \(60, 5, 2\)"),
+        ("complex", ValueError, "Complex data not supported: X is an array of complex128"),
+        ("objects", TypeError, "X is an array of object; it needs numbers"),
+        ("sparse", TypeError, r"X is a sparse csr_matrix; .* give X\.toarray\(\)"),
+        ("a frame of text", TypeError, "X is an array of object"),
+    ],
+)
+def test_records_of_a_wrong_kind_are_refused_by_kind_and_shape(fitted, kind, error, message):
+    for call in (lambda X: tuner().fit(X, LABELS), fitted.predict, fitted.predict_proba):
+        with pytest.raises(error, match=message):
+            call(STRANGE_X[kind])
+
+
+def test_labels_of_a_wrong_kind_are_refused_by_kind_and_shape(fitted):
+    for call in (tuner().fit, fitted.score):
+        with pytest.raises(ValueError, match="Complex data not supported: y is an array of comp"):
+            call(with_secret(), STRANGE_Y["complex"])
+        with pytest.raises(TypeError, match=r"y is a sparse csr_matrix; .* y\.toarray\(\)"):
+            call(with_secret(), STRANGE_Y["sparse"])
+
+
+def test_a_missing_value_of_a_frame_nulls_its_record():
+    X, y = blobs(300, ("ant", "bee", "cat"), seed=1)
+    spoiled = X.copy()
+    spoiled[11] = np.nan
+    expected = tuner().fit(spoiled, y).release_.weights
+    missing = X.astype(object)
+    missing[11] = None
+    assert np.array_equal(tuner().fit(Frame(missing, float), y).release_.weights, expected)
+
+
+def test_a_missing_value_of_a_pandas_frame_nulls_its_record():
+    pandas = pytest.importorskip("pandas")
+    X, y = blobs(300, ("ant", "bee", "cat"), seed=1)
+    numbers = np.rint(10 * X)
+    spoiled = numbers.copy()
+    spoiled[11] = np.nan
+    expected = tuner().fit(spoiled, y).release_.weights
+    for dtype in ("Float64", "Int64"):
+        frame = pandas.DataFrame(numbers).astype(dtype)
+        frame.iloc[11, 2] = pandas.NA
+        assert np.array_equal(tuner().fit(frame, y).release_.weights, expected)
+        frame = pandas.DataFrame(numbers).astype(dtype)
+        labels = pandas.Series(y, dtype="string")
+        labels.iloc[11] = pandas.NA
+        assert np.array_equal(tuner().fit(frame, labels).release_.weights, expected)
+
+
+def test_scores_are_shares_of_labels_that_are_met(fitted):
+    X, y = blobs(300, ("ant", "bee", "cat"), seed=1)
+    right = fitted.predict(X) == y
+    assert fitted.score(X, y) == fitted.score(X, y.tolist()) == np.mean(right)
+    weights = np.arange(300)
+    assert fitted.score(X, y, weights) == pytest.approx(np.average(right, weights=weights))
+    assert fitted.score(X, np.full(300, "dog")) == 0
 
 
 def test_a_record_that_is_not_finite_has_no_prediction():

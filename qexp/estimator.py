@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
@@ -16,7 +17,7 @@ from qexp.finetune import Schedule, fine_tune
 from qexp.layered import LayeredCurvature
 from qexp.ledger import PrivacyLedger
 from qexp.models import MultilayerPerceptron
-from qexp.models._records import has_dtype, with_dtype
+from qexp.models._records import alone, declared_dtypes, has_dtype, is_list, with_dtype
 from qexp.projections import Projection
 
 try:
@@ -182,7 +183,7 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         X : array_like of numbers, shape (n, n_features)
             Private. A record with a NaN or an infinity counts as null, silently; in lists, so does
-            one with what is no number.
+            one with what is no number, or with too few or too many numbers.
         y : array_like, shape (n,)
             Private labels, of the kind of `pretrained`'s. One that it does not know makes its
             record null, silently.
@@ -206,7 +207,8 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "PrivateFineTuner requires y to be passed, but the target y is None: give the "
                 "label of every record"
             )
-        X = with_dtype(X)
+        if not has_dtype(X):
+            X = with_dtype(X, self._pretrained()[0].n_features)
         _require_records(X)
         with np.errstate(all="ignore"):  # A warning on overflow would tell of one record.
             features = validate_data(
@@ -259,7 +261,8 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             If a shape or a dtype is wrong, or a record is not finite. No message quotes a record.
         """
         check_is_fitted(self)
-        X = with_dtype(X)
+        if not has_dtype(X):
+            X = _of_lists(X, self.n_features_in_)
         _require_records(X)
         features = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
         probabilities: NDArray[Any] = self.model_.predict_proba(features)
@@ -536,10 +539,8 @@ def class_numbers(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.int
     if "O" in kinds:
         places = {label: place for place, label in enumerate(classes.tolist())}
         for i, label in enumerate(labels.tolist()):
-            try:
+            with contextlib.suppress(Exception):  # A value that cannot be looked up is no class.
                 numbers[i] = places.get(label, _UNKNOWN)
-            except TypeError:  # A value that cannot be looked up is no class.
-                continue
         return numbers
     if (kinds[0] in "US") != (kinds[1] in "US") or (
         kinds[0] != kinds[1] and {"S", "U"} == set(kinds)
@@ -577,20 +578,36 @@ def _require_records(X: Any) -> None:
 
 def _dtypes_and_shape(X: Any) -> tuple[list[Any], tuple[int, ...]]:
     """Give the dtypes that a data frame declares, or else an array's own one."""
-    # The dtype of a frame's array would depend on whether a single value is missing.
-    if hasattr(X, "columns") and hasattr(X, "dtypes"):
-        declared = list(X.dtypes)
-        if all(hasattr(dtype, "kind") for dtype in declared):
-            return declared, X.shape
+    declared = declared_dtypes(X)
+    if declared is not None:
+        return declared, X.shape
     array = np.asarray(X)
     return [array.dtype], array.shape
+
+
+def _of_lists(X: Any, n_features: int) -> Any:
+    """Give lists as rows to predict, of which each must be one."""
+    rows = with_dtype(X, n_features)
+    if rows.ndim == 2 and np.isnan(rows).all(axis=1).any():
+        raise ValueError(
+            f"X has an entry that is no row of {n_features} numbers; it needs one row a record. "
+            "Reshape your data: [[x] for x in X] if there is one feature, [X] if there is one "
+            "record"
+        )
+    return rows
 
 
 def _as_labels(y: Any) -> NDArray[Any]:
     """Give labels as an array (n,) of a dtype that no single label decides."""
     _require_not_sparse(y, "y")
-    has_own = has_dtype(y) and isinstance(getattr(y, "dtype", np.dtype(object)), np.dtype)
-    labels = np.asarray(y) if has_own else np.array(y, dtype=object)
+    if is_list(y):
+        labels = np.empty(len(y), dtype=object)
+        for i, label in enumerate(y):
+            labels[i] = alone(label)
+    elif has_dtype(y) and all(isinstance(d, np.dtype) for d in declared_dtypes(y) or []):
+        labels = np.asarray(y)
+    else:
+        labels = np.array(y, dtype=object)
     if labels.dtype.kind == "c":
         raise ValueError(
             f"Complex data not supported: y is an array of {labels.dtype}; it needs labels of the "

@@ -8,6 +8,7 @@ import traceback
 import types
 import warnings
 
+import bad_records
 import numpy as np
 import pytest
 from scipy import sparse
@@ -336,23 +337,36 @@ def test_records_that_cannot_be_used_are_null_and_raise_nothing():
         assert np.array_equal(tuner().fit(X, strange).release_.weights, spoiled[0])
 
 
-@pytest.mark.parametrize("value", ["?", None, 2**70, {}])
-def test_the_dtype_of_a_list_does_not_depend_on_one_record(value):
+@pytest.fixture(scope="module")
+def nulled():
+    """Give the weights of a fit without record 11."""
     X, y = blobs(300, ("ant", "bee", "cat"), seed=1)
-    spoiled = X.copy()
-    spoiled[11] = np.nan
-    expected = tuner().fit(spoiled, y).release_.weights
-    features, labels = X.tolist(), y.tolist()
-    labels[11] = value
+    X[11] = np.nan
+    return tuner().fit(X, y).release_.weights
+
+
+@pytest.mark.parametrize("kind", bad_records.ROWS)
+def test_a_bad_row_of_a_list_is_a_null_record(nulled, kind):
+    X, y = blobs(300, ("ant", "bee", "cat"), seed=1)
+    rows = X.tolist()
+    rows[11] = bad_records.ROWS[kind](rows[11])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.array_equal(tuner().fit(features, labels).release_.weights, expected)
-    if value == 2**70:
-        return  # A number, if a large one.
-    features[11][2] = value
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert np.array_equal(tuner().fit(features, y).release_.weights, expected)
+        bad = tuner().fit(rows, y.tolist()).release_.weights
+        assert np.array_equal(bad, nulled)
+        rows = list(X)
+        rows[11] = bad_records.ROWS[kind](X[11].tolist())
+        assert np.array_equal(tuner().fit(rows, y).release_.weights, nulled)
+
+
+@pytest.mark.parametrize("kind", bad_records.LABELS)
+def test_a_bad_label_of_a_list_is_a_null_record(nulled, kind):
+    X, y = blobs(300, ("ant", "bee", "cat"), seed=1)
+    for labels in (y.tolist(), [[label] for label in y.tolist()]):
+        labels[11] = bad_records.LABELS[kind]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert np.array_equal(tuner().fit(X, labels).release_.weights, nulled)
 
 
 def test_the_classes_are_those_of_the_pretrained_model_whatever_the_labels():
@@ -501,12 +515,23 @@ def test_no_message_about_labels_holds_a_value(fitted, kind):
         ("objects", TypeError, "X is an array of object; it needs numbers"),
         ("sparse", TypeError, r"X is a sparse csr_matrix; .* give X\.toarray\(\)"),
         ("a frame of text", TypeError, "X is an array of object"),
+        ("a scalar", ValueError, r"X has the shape \(\)"),
+        ("a dictionary", ValueError, r"X has the shape \(\)"),
     ],
 )
 def test_records_of_a_wrong_kind_are_refused_by_kind_and_shape(fitted, kind, error, message):
     for call in (lambda X: tuner().fit(X, LABELS), fitted.predict, fitted.predict_proba):
         with pytest.raises(error, match=message):
             call(STRANGE_X[kind])
+
+
+@pytest.mark.parametrize("kind", ["a list of numbers", "ragged lists", "complex lists"])
+def test_lists_to_predict_must_hold_rows(fitted, kind):
+    for call in (fitted.predict, fitted.predict_proba):
+        with pytest.raises(ValueError, match="X has an entry that is no row of 5 numbers; it need"):
+            call(STRANGE_X[kind])
+    X = with_secret()
+    assert np.array_equal(fitted.predict(X.tolist()), fitted.predict(X))
 
 
 def test_labels_of_a_wrong_kind_are_refused_by_kind_and_shape(fitted):

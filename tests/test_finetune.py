@@ -9,6 +9,7 @@ import sys
 import time
 from fractions import Fraction
 
+import bad_records
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -306,6 +307,31 @@ def test_values_of_records_raise_nothing(task):
     assert np.array_equal(
         nulled.release.weights, tune((model, bad_X, bad_y, curvature), plan(1)).release.weights
     )
+
+
+def nulled_by(task, record):
+    model, X, y, curvature = task
+    nulled = X.copy()
+    nulled[record] = np.nan
+    return tune((model, nulled, y, curvature), plan(1)).release.weights
+
+
+@pytest.mark.parametrize("kind", bad_records.ROWS)
+def test_a_bad_row_of_a_list_is_a_null_record(task, kind):
+    model, X, y, curvature = task
+    rows = X.tolist()
+    rows[7] = bad_records.ROWS[kind](rows[7])
+    bad = tune((model, rows, y.tolist(), curvature), plan(1)).release.weights
+    assert np.array_equal(bad, nulled_by(task, 7))
+
+
+@pytest.mark.parametrize("kind", bad_records.LABELS)
+def test_a_bad_label_of_a_list_is_a_null_record(task, kind):
+    model, X, y, curvature = task
+    labels = y.tolist()
+    labels[7] = bad_records.LABELS[kind]
+    bad = tune((model, X.tolist(), labels, curvature), plan(1)).release.weights
+    assert np.array_equal(bad, nulled_by(task, 7))
 
 
 # ------------------------------------------------------------------------------ bad input

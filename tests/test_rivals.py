@@ -5,6 +5,7 @@ import math
 import warnings
 from dataclasses import replace
 
+import bad_records
 import numpy as np
 import pytest
 
@@ -26,6 +27,7 @@ from qexp.rivals import (
     SGDSettings,
     SpartaSettings,
     _boundary,
+    _method,
     adamix,
     dp_fc,
     dp_gd,
@@ -257,6 +259,55 @@ def test_private_values_raise_nothing(name):
     assert np.all(np.isfinite(result.model.weights))
     everything = run(name, X=np.full_like(X, np.nan))
     assert np.all(np.isfinite(everything.model.weights))
+
+
+@pytest.mark.parametrize("name", ["dp_gd", "dp_sgd"])
+@pytest.mark.parametrize("kind", bad_records.ROWS)
+def test_a_bad_row_of_a_list_is_a_null_record(name, kind):
+    nulled, rows = X.copy(), X.tolist()
+    nulled[7] = np.nan
+    rows[7] = bad_records.ROWS[kind](rows[7])
+    np.testing.assert_array_equal(
+        run(name, X=rows, y=Y.tolist()).release.weights, run(name, X=nulled).release.weights
+    )
+
+
+@pytest.mark.parametrize("name", ["dp_gd", "dp_sgd"])
+@pytest.mark.parametrize("kind", bad_records.LABELS)
+def test_a_bad_label_of_a_list_is_a_null_record(name, kind):
+    nulled, labels = Y.copy(), Y.tolist()
+    nulled[7], labels[7] = -1, bad_records.LABELS[kind]
+    np.testing.assert_array_equal(
+        run(name, X=X.tolist(), y=labels).release.weights, run(name, y=nulled).release.weights
+    )
+
+
+def test_lists_need_a_model_with_a_public_width():
+    class Foreign:
+        weights = MODEL.weights
+        with_weights = MODEL.with_weights
+        gradient_blocks = MODEL.gradient_blocks
+
+    run("dp_gd", model=Foreign())
+    with pytest.raises(TypeError, match="X is a list; for a model without n_features it must be"):
+        run("dp_gd", model=Foreign(), X=X.tolist())
+    with pytest.raises(TypeError, match="y is a list; for a model without n_features it must be"):
+        run("dp_gd", model=Foreign(), y=Y.tolist())
+
+
+def test_memory_maps_stay_on_disk(tmp_path, monkeypatch):
+    np.save(tmp_path / "X.npy", X)
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    seen = []
+
+    def boundary(features, *arguments, **more):
+        seen.append(features)
+        return _boundary.PrivateBoundary(features, *arguments, **more)
+
+    monkeypatch.setattr(_method, "PrivateBoundary", boundary)
+    expected = run("dp_gd").release.weights
+    np.testing.assert_array_equal(run("dp_gd", X=mapped).release.weights, expected)
+    assert np.shares_memory(seen[1], mapped)
 
 
 def test_output_perturbation_at_the_limit():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from numbers import Real
 from typing import Any
@@ -27,21 +28,89 @@ def has_dtype(values: Any) -> bool:
     return True
 
 
-def with_dtype(values: Any) -> Any:
+def declared_dtypes(values: Any) -> list[Any] | None:
+    """Return the dtypes that a data frame or a series declares; None for anything else.
+
+    The dtype of its array would depend on whether a single value is missing.
+    """
+    declared = getattr(values, "dtypes", None)
+    if declared is None:
+        return None
+    dtypes = [declared] if hasattr(declared, "kind") else list(declared)
+    return dtypes if all(hasattr(dtype, "kind") for dtype in dtypes) else None
+
+
+def with_dtype(values: Any, width: int | None = None) -> Any:
     """Return lists and the like as float64, NaN for what is no number; all else as it is.
 
-    NumPy would choose the dtype by their values, so that one private record with a text among
-    numbers would show.
+    NumPy would choose the dtype and the shape by their values, so that one private record with a
+    text among numbers, or with a number too few, would show. Here every record is read by itself.
+
+    Parameters
+    ----------
+    values : array_like
+    width : int, optional
+        Public length of a record's row; a row of another length is NaN throughout. Without it, a
+        record is one number.
+
+    Returns
+    -------
+    float64 array of shape (n,) or (n, width), or what was given if it has a dtype of its own. What
+    is neither is an array without dimensions, for a check of shapes to refuse.
     """
     if has_dtype(values):
+        dtypes = declared_dtypes(values) or []
+        if any(not isinstance(dtype, np.dtype) for dtype in dtypes) and all(
+            dtype.kind in "buif" for dtype in dtypes
+        ):
+            return values.to_numpy(dtype=np.float64, na_value=np.nan)
         return values
-    objects = np.array(values, dtype=object)
-    numbers = np.full(objects.size, np.nan)
-    for i, value in enumerate(objects.ravel()):
-        if isinstance(value, Real | Decimal | str | np.bool_):
-            with contextlib.suppress(ValueError, OverflowError):
-                numbers[i] = float(value)
-    return numbers.reshape(objects.shape)
+    if not is_list(values):
+        return np.array(np.nan)
+    numbers = np.full((len(values),) if width is None else (len(values), width), np.nan)
+    # A warning on overflow would tell of one record, and so would whatever reading it raises.
+    with np.errstate(all="ignore"):
+        for i, value in enumerate(values):
+            with contextlib.suppress(Exception):
+                numbers[i] = _number(alone(value)) if width is None else _row(value, width)
+    return numbers
+
+
+def is_list(values: Any) -> bool:
+    """Say whether values are a list, a tuple or the like."""
+    return isinstance(values, Sequence) and not isinstance(values, str | bytes | bytearray)
+
+
+def alone(value: Any) -> Any:
+    """Return what stands alone in a list, a tuple or an array, as in one row of a column."""
+    with contextlib.suppress(Exception):
+        if isinstance(value, list | tuple) and len(value) == 1:
+            return value[0]
+        if getattr(value, "shape", None) in ((), (1,)):
+            return np.asarray(value).reshape(-1)[0]
+    return value
+
+
+def _row(value: Any, width: int) -> Any:
+    if has_dtype(value):
+        value = np.asarray(value)
+        if value.shape == (width,) and value.dtype.kind in "buif":
+            return value
+        value = list(value)
+    if not is_list(value) or len(value) != width:
+        return math.nan
+    return [_number(entry) for entry in value]
+
+
+def _number(value: Any) -> float:
+    if type(value) is float:
+        return value
+    if getattr(value, "shape", None) == ():
+        value = np.asarray(value)[()]
+    if isinstance(value, Real | Decimal | str | np.bool_):
+        with contextlib.suppress(ValueError, OverflowError):
+            return float(value)
+    return math.nan
 
 
 def as_features(X: ArrayLike | LazyRows, n_features: int) -> Rows:

@@ -216,7 +216,8 @@ class MultilayerPerceptron:
         ----------
         X : array_like of shape (n, n_features), or LazyRows
             Real numbers of any dtype; a memory map or lazy rows are read block by block. In lists,
-            what is no number counts as NaN.
+            what is no number counts as NaN, and so does every number of a row of another length:
+            only the shape of an array is checked.
         y : array_like of shape (n,), or LazyRows
             Classes 0..K-1, as integers or as floating-point numbers; read block by block as well.
         block_size : int, optional
@@ -228,7 +229,7 @@ class MultilayerPerceptron:
         TypeError, ValueError
             If the dtype or the shape of a whole array is wrong.
         """
-        features = as_features(with_dtype(X), self.n_features)
+        features = as_features(with_dtype(X, self.n_features), self.n_features)
         return GradientSource(
             self._network,
             features,

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from qexp import _checks
 from qexp._arguments import bit_generator
 from qexp.bits import BitGenerator
+from qexp.models._records import has_dtype, with_dtype
 from qexp.privacy import compose_mu, noise_multiplier
 from qexp.release import PrivateRelease, make_release
 from qexp.rivals._accounting import Target
@@ -115,7 +116,8 @@ class Method(Generic[S]):
             Pretrained, public: a model of :mod:`qexp.models`, or any object with ``weights``,
             ``with_weights(weights)`` and ``gradient_blocks(X, y)``.
         X, y : array of shape (n, …) and (n,)
-            The private records. n is public.
+            The private records. n is public. Lists are for models with ``n_features``; what is no
+            number in them counts as NaN, and so does a row of another length.
         target_epsilon, target_delta : float
             The privacy of everything together, to reach and not to exceed.
         public_data : (X, y), optional
@@ -153,7 +155,7 @@ class Method(Generic[S]):
         chosen = self._settings(settings)
         target = Target(float(target_epsilon), float(target_delta), neighboring_relation)
         public = self._public(model, public_data)
-        features, labels = np.asarray(X), np.asarray(y)
+        features, labels = _with_dtypes(model, X, y)
         if features.ndim == 0 or len(features) == 0 or labels.shape[:1] != features.shape[:1]:
             raise ValueError(
                 f"X has shape {features.shape} and y {labels.shape}; they need one entry a record, "
@@ -278,6 +280,18 @@ class Method(Generic[S]):
             "generator": bits.name,
         }
         return make_release(theta, values, certificate)
+
+
+def _with_dtypes(model: Any, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Give the records as arrays whose dtypes and shapes no single record decides."""
+    width = getattr(model, "n_features", None)
+    for name, values in (("X", X), ("y", y)):
+        if width is None and not has_dtype(values):
+            raise TypeError(
+                f"{name} is a {type(values).__name__}; for a model without n_features it must be "
+                "an array: the dtype of a list would depend on single records"
+            )
+    return np.asarray(with_dtype(X, width)), np.asarray(with_dtype(y))
 
 
 def _counted(items: Sequence[Any]) -> list[tuple[Any, int]]:

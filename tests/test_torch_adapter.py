@@ -255,6 +255,71 @@ def test_a_fault_of_the_loss_is_raised():
         TorchModel(module, lambda outputs, target: outputs).gradient_blocks(X, y)
 
 
+class Inverting(nn.Module):
+    """Takes records without a zero in them, and no others."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.linear(torch.diagonal(torch.linalg.inv(torch.diag_embed(x)), dim1=-2, dim2=-1))
+
+
+def refuses_zeros(outputs, target):
+    torch.linalg.inv(torch.diag_embed(outputs))
+    return (outputs - target).square().sum()
+
+
+def test_zeros_are_refused_whatever_the_records_are():
+    X = np.random.default_rng(0).uniform(0.5, 1, (8, 6))
+    scores = X[:, :3]
+    for model, refused in (
+        (TorchModel(Inverting(), nn.MSELoss(), block_size=4), True),
+        (TorchModel(Inverting(), nn.MSELoss(), parameters=["linear.bias"], block_size=4), True),
+        (TorchModel(nn.Linear(6, 3, bias=False), refuses_zeros, block_size=4), True),
+        (TorchModel(nn.Linear(6, 3), nn.MSELoss(), block_size=4), False),
+    ):
+        said = set()
+        for value in (1.0, np.nan, 0.0, -1.0):
+            records = X.copy()
+            records[5, 1] = value
+            try:
+                all_rows(model.gradient_blocks(records, scores))
+            except ValueError as error:
+                said.add(str(error))
+            else:
+                said.add("nothing")
+        (message,) = said
+        assert message.startswith(
+            "the module or its loss raises _LinAlgError on a record of zeros" if refused else "noth"
+        )
+
+
+def test_zeros_are_computed_once_a_source():
+    calls = []
+
+    def loss(outputs, target):
+        calls.append(1)
+        return nn.functional.cross_entropy(outputs, target)
+
+    module, X, y = case("perceptron")
+    model = TorchModel(module, loss, block_size=4)
+    source = model.gradient_blocks(X, y)
+    calls.clear()
+    before = all_rows(source)
+    assert len(calls) == 3
+    calls.clear()
+    labels = y.copy()
+    labels[[1, 5]] = 77
+    after = all_rows(model.gradient_blocks(X, labels))
+    # The zeros, three blocks, and the four records of each of two once more.
+    assert len(calls) == 1 + 3 + 2 * 4
+    others = ~np.isin(np.arange(11), (1, 5))
+    np.testing.assert_array_equal(after[others], before[others])
+    np.testing.assert_array_equal(all_rows(source), before)
+
+
 def test_any_loss_with_targets_of_any_shape():
     module, X, _ = case("perceptron")
     targets = np.random.default_rng(1).normal(size=(len(X), 3))

@@ -271,7 +271,8 @@ class TorchModel:
         Raises
         ------
         TypeError, ValueError
-            If the dtype or the shape of a whole array is wrong.
+            If the dtype or the shape of a whole array is wrong, or the module or the loss cannot
+            take zeros, whether or not the records call for any.
         """
         records = Records(X, self._dtype, self._block_size)
         return TorchGradientSource(self, records, self._targets(y, records), self._plan(records, y))

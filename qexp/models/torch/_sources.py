@@ -65,6 +65,12 @@ class TorchGradientSource(_TorchSource):
     ``block_size``), and on public values alone, bit for bit.
     """
 
+    def __init__(
+        self, model: TorchModel, records: Records, targets: NDArray[Any], plan: Plan
+    ) -> None:
+        super().__init__(model, records, targets, plan)
+        self._of_zeros = self._computed_of_zeros(targets)
+
     def blocks(self) -> Iterator[NDArray[Any]]:
         """Yield C-contiguous blocks (m, p) of rows, in the order of the records."""
         for block, layers in self._computed():
@@ -95,6 +101,23 @@ class TorchGradientSource(_TorchSource):
                 layers = self._one_by_one(block, target)
             yield block, layers
 
+    def _computed_of_zeros(self, targets: NDArray[Any]) -> list[Any]:
+        """Compute a block of zeros, whatever the records are.
+
+        Padding is zeros, and so is what stands for a record that is not finite: were a module that
+        cannot take them refused when the first one comes, that would tell of a record.
+        """
+        size = self._records.block_size
+        target = np.zeros((size, *targets.shape[1:]), targets.dtype)
+        try:
+            return self._compute(self._records.zeros(size), as_tensor(target, self._model._dtype))
+        except Exception as error:
+            raise ValueError(
+                f"the module or its loss raises {type(error).__name__} on a record of zeros with a "
+                "target of zeros, which pad the last block and stand for records that are not "
+                "finite; let both take zeros"
+            ) from error
+
     def _attempt(self, inputs: Sequence[Any], target: Any) -> list[Any] | None:
         """Compute a block; None where it raises, whose message might tell of a record."""
         with contextlib.suppress(Exception):
@@ -110,9 +133,12 @@ class TorchGradientSource(_TorchSource):
 
         Each record is computed in its own place among zeros, which gives it the same bits.
         """
-        # A fault of the model, and not of a record, shows here and is raised.
-        zeros = [torch.zeros_like(x) for x in block.inputs]
-        layers = self._compute(zeros, torch.zeros_like(target))
+        layers = [
+            of_zeros.clone()
+            if isinstance(of_zeros, torch.Tensor)
+            else tuple(factor.clone() for factor in of_zeros)
+            for of_zeros in self._of_zeros
+        ]
         for slot in range(block.n_records):
             alone = [torch.zeros_like(x) for x in block.inputs]
             target_alone = torch.zeros_like(target)

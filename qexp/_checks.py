@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
+import operator
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["array_digest", "count", "finite_array", "labelled", "positive", "real_array"]
+__all__ = ["array_digest", "count", "finite_array", "labelled", "positive", "real_array", "seed"]
 
 
 def positive(value: object, name: str, *, zero_allowed: bool = False) -> float:
@@ -33,6 +34,20 @@ def count(value: int, name: str, *, least: int = 1) -> int:
     if value < least:
         raise ValueError(f"{name} is {value}; it needs an integer of at least {least}")
     return int(value)
+
+
+def seed(value: SupportsIndex, name: str = "seed") -> int:
+    """Return a seed of public random numbers as an int from 0 to 2**128 - 1, or raise."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} is a {type(value).__name__}; it needs an integer from 0 to 2**128 - 1, so "
+            "that the same numbers can be drawn again"
+        ) from None
+    if not 0 <= number < 2**128:
+        raise ValueError(f"{name} is {number}; it needs to be from 0 to 2**128 - 1")
+    return number
 
 
 def real_array(value: ArrayLike, name: str, ndim: int) -> NDArray[Any]:

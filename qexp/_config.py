@@ -1,15 +1,28 @@
 """Report how qexp was built and what it runs on."""
 
+import os
 import platform
 import sys
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 import numpy as np
 import scipy
 
 from qexp import _blas, _core
 
-__all__ = ["config", "show_config", "software"]
+__all__ = ["check_instruction_set", "config", "show_config", "software"]
+
+_ISAS: Final = ("baseline", "avx2", "avx512")
+
+
+def check_instruction_set() -> None:
+    """Raise where QEXP_ISA names none: ranks of a mixed cluster would not agree to the bit."""
+    isa = os.environ.get("QEXP_ISA", _ISAS[0])
+    if isa not in _ISAS:
+        raise ValueError(
+            f"the environment variable QEXP_ISA is {isa!r}; it needs one of {', '.join(_ISAS)}, or "
+            "not to be set"
+        )
 
 
 def config() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
@@ -64,9 +63,7 @@ class KroneckerSRHT(FactorProjection):
         split: Sequence[int] | None = None,
     ) -> None:
         super().__init__(layer_shapes, k)
-        self.seed = operator.index(seed)
-        if not 0 <= self.seed < 2**128:
-            raise ValueError(f"seed is {self.seed}; it needs to be from 0 to 2**128 - 1")
+        self.seed = _checks.seed(seed)
         self.split = _checked_split(self.layer_shapes, self.n_components, split)
         bits = np.random.Philox(key=self.seed)
         self._layers = [

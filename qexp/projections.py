@@ -275,9 +275,7 @@ class SRHT(_Projection):
 
     def __init__(self, p: SupportsIndex, k: SupportsIndex, *, seed: SupportsIndex) -> None:
         super().__init__(p, k)
-        self.seed = operator.index(seed)
-        if not 0 <= self.seed < 2**128:
-            raise ValueError(f"seed is {self.seed}; it needs to be from 0 to 2**128 - 1")
+        self.seed = _checks.seed(seed)
         padded = 1 << (self.n_parameters - 1).bit_length()
         if self.n_components > padded:
             raise ValueError(

@@ -1,9 +1,12 @@
 """The report of how qexp was built."""
 
 import io
+import os
+import subprocess
 import sys
 
 import numpy as np
+import pytest
 import scipy
 
 from qexp import _config, _core
@@ -35,3 +38,17 @@ def test_show_config_prints_every_entry(capsys):
     _config.show_config(into)
     assert into.getvalue() == printed
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "avx-2", "neon", ""])
+def test_an_instruction_set_that_there_is_not_is_refused(isa):
+    done = subprocess.run(
+        [sys.executable, "-c", "import qexp"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "QEXP_ISA": isa},
+    )
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert f"QEXP_ISA is {isa!r}; it needs one of baseline, avx2, avx512" in said

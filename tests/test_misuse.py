@@ -408,6 +408,16 @@ MISUSES = {
     ),
     "SRHT to nothing": (lambda: qexp.SRHT(P, 0, seed=0), ValueError, "at least 1 .* got 0"),
     "SRHT without a seed": (lambda: qexp.SRHT(P, 3), TypeError, "missing .* argument: 'seed'"),
+    "a model with a negative seed": (
+        lambda: mlp((4, 3, 2), seed=-1),
+        ValueError,
+        r"seed is -1; it needs to be from 0 to 2\*\*128 - 1",
+    ),
+    "a curvature without a seed": (
+        lambda: from_model(np.zeros((5, 4), np.float32), seed=None),
+        TypeError,
+        "seed is a NoneType; it needs an integer from 0 .* can be drawn again",
+    ),
     "SRHT with a negative seed": (
         lambda: qexp.SRHT(P, 3, seed=-1),
         ValueError,

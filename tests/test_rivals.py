@@ -376,6 +376,12 @@ def test_divergence_keeps_the_weights_before():
     np.testing.assert_array_equal(descent.theta, 1.0)
     result = run("dp_gd", settings=GradientDescentSettings(steps=3, learning_rate=1e9))
     assert result.stopped_because == "diverged"
+    # It was the sums' outcomes that stopped it: all that were announced are promised.
+    release = result.release
+    assert release.epsilon == 2.0
+    assert release.mu == pytest.approx(calibrate_mu(2.0, 1e-5), rel=1e-9)
+    certificate = release.certificate()
+    assert sum(event["count"] for event in certificate["event"]["events"]) > certificate["sums"]
     assert np.all(np.isfinite(result.model.weights))
     assert result.release.epsilon == 2.0
 
@@ -717,6 +723,8 @@ def call(**changes):
         ({"method": adamix, "settings": None}, ValueError, "give public_data"),
         ({"public_data": (X, Y[:3])}, ValueError, "public_data has shapes"),
         ({"public_data": (np.full_like(X, np.nan), Y)}, ValueError, "must be finite"),
+        ({"public_data": (X, Y + 1)}, ValueError, "is none of the classes 0..2; public labels"),
+        ({"target_epsilon": None}, TypeError, "target_epsilon must be a real number"),
     ],
 )
 def test_bad_arguments(changes, error, message):

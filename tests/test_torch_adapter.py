@@ -878,3 +878,11 @@ def test_missing_or_old_torch_names_the_extra(found):
         "sys.exit(2)"
     )
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", lambda outputs, target: outputs.sum()])
+@pytest.mark.parametrize("X", [np.zeros((6, 3), np.float32), np.zeros((6, 4), np.int64)])
+def test_records_that_the_module_cannot_take_are_described(X, loss):
+    model = TorchModel(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), loss)
+    with pytest.raises(ValueError, match=r"X has records of shape \(\d,\) .* cannot take"):
+        model.gradient_blocks(X, np.zeros(6, np.int64))

@@ -196,3 +196,11 @@ def require_classes(labels: NDArray[np.int64], n_classes: int) -> None:
             f"the label of record {record} is none of the classes 0..{n_classes - 1}; "
             "public labels must be"
         )
+
+
+def require_labels_of(model: Any, y: ArrayLike) -> None:
+    """Raise for public labels that are no classes of a model, where it says how many it has."""
+    n_classes = getattr(model, "n_classes", None)
+    if n_classes is not None:
+        labels = np.asarray(y)
+        require_classes(as_labels(labels, len(labels), n_classes), n_classes)

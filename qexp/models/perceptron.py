@@ -369,7 +369,7 @@ class MultilayerPerceptron:
         gradients = self._matrices(gradient)
         mean, square = np.zeros_like(weights), np.zeros_like(weights)
         beta_mean, beta_square = 0.9, 0.999
-        generator = np.random.default_rng(seed)
+        generator = np.random.default_rng(_checks.seed(seed))
         steps = epochs * math.ceil(len(labels) / batch_size)
         step = 0
         for epoch in range(1, epochs + 1):
@@ -453,7 +453,7 @@ def mlp(
         If an argument is wrong.
     """
     sizes = _checked_layer_sizes(layer_sizes)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(_checks.seed(seed))
     parts = []
     for inputs, outputs in itertools.pairwise(sizes):
         variance = 2 / inputs if activation == "relu" else 2 / (inputs + outputs)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from qexp import _checks
 from qexp.models._records import (
     Rows,
     as_classes,
@@ -209,7 +210,7 @@ class CurvatureSource(_RowSource):
         )
         self._n_classes = n_classes
         self._labels = labels
-        self._seed = np.random.SeedSequence(seed)
+        self._seed = np.random.SeedSequence(_checks.seed(seed))
         self._first_record = first_record
 
     def _prepared(self, block_size: int) -> Iterator[tuple[NDArray[Any], NDArray[np.int64] | None]]:

@@ -220,6 +220,14 @@ class PrivateBoundary(Boundary):
         super()._note(values, noise_std, label)
         self._advance(1)
 
+    def promises(self) -> list[tuple[float, float]]:
+        """Give rate and μ of all sums that were announced, as claimed where they were made.
+
+        A run that diverges does so by the outcomes of its sums, so that the rest counts as well.
+        """
+        rest = self.planned[len(self.claims) :]
+        return [*self.claims, *((p.rate, 1 / p.noise_multiplier) for p in rest)]
+
     def is_within_target(self) -> bool:
         """Tell whether the claims compose to the target, exactly; sampled ones as announced."""
         if any(rate < 1 for rate, _ in self.claims):

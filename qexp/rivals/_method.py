@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks
 from qexp._arguments import bit_generator
+from qexp._privacy_checks import check_delta, check_epsilon
 from qexp.bits import BitGenerator
-from qexp.models._records import has_dtype, with_dtype
+from qexp.models._records import has_dtype, require_labels_of, with_dtype
 from qexp.privacy import compose_mu, noise_multiplier
 from qexp.release import PrivateRelease, make_release
 from qexp.rivals._accounting import Target
@@ -153,7 +154,11 @@ class Method(Generic[S]):
         compare directly, while n, and with it the expected size of a sample, is public.
         """
         chosen = self._settings(settings)
-        target = Target(float(target_epsilon), float(target_delta), neighboring_relation)
+        target = Target(
+            check_epsilon(target_epsilon, "target_epsilon"),
+            check_delta(target_delta, "target_delta"),
+            neighboring_relation,
+        )
         public = self._public(model, public_data)
         features, labels = _with_dtypes(model, X, y)
         if features.ndim == 0 or len(features) == 0 or labels.shape[:1] != features.shape[:1]:
@@ -208,6 +213,7 @@ class Method(Generic[S]):
             raise ValueError(
                 "public_data holds NaN or infinite features; public records must be finite"
             )
+        require_labels_of(model, y)
         return PublicData(X, y)
 
     def _release(
@@ -221,9 +227,9 @@ class Method(Generic[S]):
     ) -> PrivateRelease:
         if not boundary.is_within_target():
             raise RuntimeError("the sums spent more than the target; nothing is released")
-        target, claims = boundary.target, boundary.claims
-        mu = target.factor * compose_mu(mu for _, mu in claims) if claims else 0.0
-        sampled = any(rate < 1 for rate, _ in claims)
+        target, claims, promises = boundary.target, boundary.claims, boundary.promises()
+        mu = target.factor * compose_mu(mu for _, mu in promises) if promises else 0.0
+        sampled = any(rate < 1 for rate, _ in promises)
         event = {
             "type": "ComposedDpEvent",
             "events": [
@@ -238,7 +244,7 @@ class Method(Generic[S]):
                     if rate < 1
                     else gaussian,
                 }
-                for (rate, claim), count in _counted(claims)
+                for (rate, claim), count in _counted(promises)
                 for gaussian in [
                     {"type": "GaussianDpEvent", "noise_multiplier": noise_multiplier(claim)}
                 ]
@@ -246,7 +252,7 @@ class Method(Generic[S]):
         }
         described: Mapping[str, Any] = model.describe() if hasattr(model, "describe") else {}
         values: dict[str, Any] = {
-            "epsilon": target.epsilon if claims else 0.0,
+            "epsilon": target.epsilon if promises else 0.0,
             "delta": target.delta,
             "mu": mu,
             "neighboring_relation": target.neighboring_relation,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Literal, Self
 
 import numpy as np
@@ -388,7 +389,7 @@ class TorchModel:
         return targets
 
     def _n_classes(self, records: Records) -> int:
-        with deterministic(), torch.no_grad():
+        with deterministic(), torch.no_grad(), _taking(records):
             outputs, _ = self._forward(self._tensors, records.zeros(1), {})
         shape = getattr(outputs, "shape", None)
         if shape is None or len(shape) != 2 or shape[0] != 1 or shape[1] < 2:
@@ -501,7 +502,7 @@ class TorchModel:
         before = dict(self._module.named_buffers())
         buffers = {name: buffer.clone() for name, buffer in before.items()}
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _taking(records):
                 functional_call(self._module, {**buffers, **self._tensors}, tuple(probe))
         finally:
             for handle in handles:
@@ -525,3 +526,18 @@ class TorchModel:
                 if not agree:
                     del tapped.taps[index]
         return tapped
+
+
+@contextmanager
+def _taking(records: Records) -> Iterator[None]:
+    """Tell of a module that cannot take records like these, by one that is made up."""
+    try:
+        yield
+    except Exception as error:
+        described = " and ".join(
+            f"shape {shape}, kind {kind!r}" for shape, kind in records.signature
+        )
+        raise ValueError(
+            f"the module cannot take a record of {described} (of dtypes as NumPy names their "
+            f"kinds): {error}; give records as it takes them"
+        ) from error

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qexp import _checks
 from qexp.models._records import public_uniforms
 from qexp.models.torch._determinism import deterministic
 from qexp.models.torch._layers import Plan, rows_of
@@ -175,7 +176,7 @@ class TorchCurvatureSource(_TorchSource):
         classes: int | None = None,
     ) -> None:
         super().__init__(model, records, targets, plan)
-        self._seed = np.random.SeedSequence(seed)
+        self._seed = np.random.SeedSequence(_checks.seed(seed))
         self._first_record = first_record
         self._classes = classes
         self.rows_per_record = 1 if classes is None else classes

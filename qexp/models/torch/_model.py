@@ -534,10 +534,7 @@ def _taking(records: Records) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        described = " and ".join(
-            f"shape {shape}, kind {kind!r}" for shape, kind in records.signature
-        )
+        shapes = " and ".join(f"{shape} (dtype kind {kind!r})" for shape, kind in records.signature)
         raise ValueError(
-            f"the module cannot take a record of {described} (of dtypes as NumPy names their "
-            f"kinds): {error}; give records as it takes them"
+            f"X has records of shape {shapes}, which the module cannot take: {error}"
         ) from error

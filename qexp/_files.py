@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import json
 import os
 import secrets
 import stat
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = [
     "DamagedFileError",
     "advice",
     "atomic_write",
     "atomic_write_bytes",
+    "read_archive",
     "remove_leftovers",
 ]
 
@@ -135,3 +140,28 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write bytes so: whole, or not at all."""
     atomic_write(path, lambda file: file.write(data))
+
+
+def read_archive(file: BinaryIO, text: str) -> tuple[Any, dict[str, NDArray[Any]]]:
+    """Read an NPZ archive of arrays without pickle, one of which holds JSON.
+
+    A damaged archive sets off almost any exception in zipfile, NumPy and json.
+
+    Parameters
+    ----------
+    file : binary file
+    text : str
+        Name of the array that holds the JSON.
+
+    Returns
+    -------
+    document, arrays
+        What the JSON says, and all other arrays by name.
+    """
+    archive = np.load(file, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError("it is a bare array")
+    # Every part of the archive has a checksum, which reading it verifies.
+    with archive:
+        document = json.loads(archive[text].tobytes())
+        return document, {name: archive[name] for name in archive.files if name != text}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qexp import _checks, _config
 from qexp._digits import rounded_up
-from qexp._files import atomic_write
+from qexp._files import atomic_write, read_archive
 
 __all__ = ["PrivateRelease", "make_release"]
 
@@ -161,7 +161,8 @@ class PrivateRelease:
         path = Path(path)
         with open(path, "rb") as file:
             try:
-                document, weights = _read(file)
+                document, arrays = read_archive(file, "release")
+                weights = arrays["weights"]
             # A damaged archive sets off almost anything in zipfile, NumPy and json.
             except Exception as e:
                 raise ValueError(
@@ -210,14 +211,6 @@ def make_release(
         "software": _config.software(),
     }
     return PrivateRelease(weights=weights, _certificate=whole, **public)
-
-
-def _read(file: BinaryIO) -> tuple[Any, NDArray[Any]]:
-    archive = np.load(file, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError("it is a bare array")
-    with archive:
-        return json.loads(archive["release"].tobytes()), archive["weights"]
 
 
 def _factor(epsilon: float) -> str:

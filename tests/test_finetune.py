@@ -12,12 +12,15 @@ from fractions import Fraction
 import bad_records
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import qexp
+from qexp._files import DamagedFileError
 from qexp.bits import insecure_test_generator
 from qexp.finetune import FineTuneInterrupted, Schedule, _job, fine_tune
+from qexp.finetune._checkpoint import FineTuneState, load_state, save_state
+from qexp.job.exit_codes import ExitCode, exit_code
 from qexp.models import mlp
 
 TARGET = {"target_epsilon": 2.0, "target_delta": 1e-5}
@@ -818,6 +821,93 @@ def test_a_damaged_checkpoint_is_refused(task, tmp_path):
     np.savez(path, state=np.arange(3))
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         tune(task, checkpoint=path)
+
+
+def rewrite(path, **changes):
+    """Change entries of the state in a checkpoint; None takes one away."""
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    state = {**json.loads(arrays.pop("state").tobytes()), **changes}
+    state = {name: value for name, value in state.items() if value is not None}
+    np.savez(path, state=np.frombuffer(json.dumps(state).encode(), dtype=np.uint8), **arrays)
+
+
+def in_the_directory(offset, flags):
+    """Set bits in the central directory of a checkpoint's archive, of every file in it."""
+
+    def change(path):
+        data = bytearray(path.read_bytes())
+        places = [i for i in range(len(data)) if data.startswith(b"PK\x01\x02", i)]
+        for place in places:
+            data[place + offset] |= flags
+        assert places
+        path.write_bytes(data)
+
+    return change
+
+
+def as_a_bare_array(path):
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def with_arrays(**changes):
+    def change(path):
+        with np.load(path) as archive:
+            arrays = {**archive, **changes}
+        np.savez(path, **arrays)
+
+    return change
+
+
+DAMAGES = {
+    "an array": as_a_bare_array,
+    "a compression that is not there": in_the_directory(10, 0x20),
+    "encrypted": in_the_directory(8, 0x01),
+    "deep JSON": lambda path: np.savez(path, state=np.frombuffer(b"[" * 200_000, dtype=np.uint8)),
+    "integers for weights": with_arrays(weights=np.zeros(38, dtype=np.int64)),
+    "a matrix of weights": with_arrays(weights=np.zeros((38, 1))),
+    "an array too many": with_arrays(other=np.zeros(3)),
+    "a sum of other weights": with_arrays(iterate_sum=np.zeros(3)),
+    "no configuration": lambda path: rewrite(path, configuration=None),
+    "a configuration of another type": lambda path: rewrite(path, configuration=[1]),
+    "no name": lambda path: rewrite(path, job_id=None),
+    "a number for a name": lambda path: rewrite(path, job_id=7),
+    "a round too many": lambda path: rewrite(path, rounds_done=4),
+    "history of another type": lambda path: rewrite(path, history=[1, 2, 3]),
+    "history without numbers": lambda path: rewrite(path, history=[{}, {}, {}]),
+    "iterates without a sum": lambda path: rewrite(path, iterates_summed=2),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_any_damage_of_a_checkpoint_is_called_so(task, tmp_path, damage):
+    path, ledger = tmp_path / "job.npz", qexp.PrivacyLedger(**TARGET)
+    tune(task, checkpoint=path)
+    damage(path)
+    with pytest.raises(DamagedFileError, match="restore it, or give another path") as caught:
+        tune(task, checkpoint=path, ledger=ledger)
+    assert str(path) in str(caught.value)
+    assert exit_code(caught.value) == ExitCode.DAMAGED
+    assert ledger.entries == ()
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_flipped_bit_of_a_checkpoint_is_refused_or_harmless(tmp_path, data):
+    path, configuration = tmp_path / "flipped.npz", {"schedule": "any"}
+    state = FineTuneState(job_id="0" * 16, weights=np.arange(5.0))
+    save_state(path, state, configuration)
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    try:
+        found = load_state(path, configuration)
+    except DamagedFileError:
+        return
+    # What passes is a change in a time stamp or the like.
+    assert found.job_id == state.job_id
+    assert np.array_equal(found.weights, state.weights)
 
 
 def test_a_checkpoint_that_cannot_be_written_fails_before_the_first_draw(task, tmp_path):

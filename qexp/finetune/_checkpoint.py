@@ -48,22 +48,32 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp._files import DamagedFileError, atomic_write
+from qexp._files import DamagedFileError, atomic_write, read_archive
+from qexp.finetune._result import RoundReport
 
 __all__ = ["FineTuneState", "load_state", "locked", "save_state"]
 
 _FORMAT: Final = "qexp fine-tuning checkpoint"
 _VERSION: Final = 1
 _ARRAYS: Final = ("weights", "velocity", "iterate_sum", "input_moments")
+_TYPES: Final = {
+    "configuration": dict,
+    "arrays": list,
+    "job_id": str,
+    "rounds_done": int,
+    "iterates_summed": int,
+    "history": list,
+    "diverged": bool,
+}
+_NUMBERS: Final = {entry.name for entry in fields(RoundReport)} - {"model"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,22 +198,19 @@ def load_state(
 
     Raises
     ------
+    OSError
+        If it cannot be opened.
+    DamagedFileError
+        If the file is damaged, or no checkpoint; a ValueError.
     ValueError
-        If the file is damaged, no checkpoint, of another format, or of another job.
+        If it is of another format, or of another job.
     """
     name = os.fspath(path)
     try:
-        # Every part of the archive has a checksum, which reading it verifies.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            document = json.loads(archive["state"].tobytes())
-            arrays = {part: archive[part] for part in document.get("arrays", ())}
+        with open(path, "rb") as file:
+            document, arrays = _read(file, name)
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise DamagedFileError(
-            f"{name!r} is not a readable checkpoint ({error}): restore it, or give another path "
-            "to start anew, which costs anew"
-        ) from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise DamagedFileError(f"{name!r} is not a checkpoint of a fine-tuning; give another path")
     if document.get("version") != _VERSION:
@@ -211,6 +218,8 @@ def load_state(
             f"{name!r} is a checkpoint of format {document.get('version')!r}; this version of "
             f"qexp reads format {_VERSION}"
         )
+    if not _is_whole(document, arrays):
+        raise _damaged(name, "its entries are not those of one state")
     # Compared as they were written: JSON turns tuples into lists.
     wanted = json.loads(json.dumps(configuration))
     found = document["configuration"]
@@ -230,4 +239,36 @@ def load_state(
         history=tuple(document["history"]),
         diverged=document["diverged"],
         **arrays,
+    )
+
+
+def _read(file: BinaryIO, name: str) -> tuple[Any, dict[str, NDArray[Any]]]:
+    try:
+        return read_archive(file, "state")
+    # A damaged archive sets off almost anything in zipfile, NumPy and json.
+    except Exception as error:
+        raise _damaged(name, error) from error
+
+
+def _is_whole(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bool:
+    """Say whether these are entries that :func:`save_state` can have written together."""
+    if not all(type(document.get(key)) is kind for key, kind in _TYPES.items()):
+        return False
+    flat = [arrays[name] for name in arrays if name != "input_moments"]
+    history = document["history"]
+    return (
+        {"weights"} <= arrays.keys() <= set(_ARRAYS)
+        and document["arrays"] == list(arrays)
+        and all(array.dtype == np.float64 for array in arrays.values())
+        and all(array.ndim == 1 and len(array) == len(arrays["weights"]) for array in flat)
+        and (document["iterates_summed"] > 0) == ("iterate_sum" in arrays)
+        and document["rounds_done"] == len(history)
+        and all(type(numbers) is dict and numbers.keys() >= _NUMBERS for numbers in history)
+    )
+
+
+def _damaged(name: str, reason: object) -> DamagedFileError:
+    return DamagedFileError(
+        f"{name!r} is not a readable checkpoint ({reason}): restore it, or give another path to "
+        "start anew, which costs anew"
     )

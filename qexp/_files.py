@@ -21,6 +21,7 @@ __all__ = [
     "atomic_write",
     "atomic_write_bytes",
     "read_archive",
+    "regular_mode",
     "remove_leftovers",
 ]
 
@@ -43,6 +44,8 @@ def advice(number: int | None) -> str:
         return "create the folder first, or correct the path"
     if number == errno.EISDIR:
         return "give the name of a file, not of a folder"
+    if number == errno.ESPIPE:
+        return "give the name of a file on a disk"
     return "check the path and its disk"
 
 
@@ -79,18 +82,37 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
         os.unlink(leftover)
 
 
+def regular_mode(path: str | os.PathLike[str]) -> int | None:
+    """Give the permissions of a regular file, and None where there is nothing.
+
+    Raises
+    ------
+    OSError
+        If it is a folder, or a device, a pipe or a socket: a rename over one of these would
+        replace it for every program of the machine, and reading one need not end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.ESPIPE, "it is a device, a pipe or a socket")
+    return stat.S_IMODE(mode)
+
+
 def _write_and_replace(target: str, write: Callable[[BinaryIO], object]) -> None:
     """Write a temporary file beside ``target``, then rename it over ``target``."""
-    if os.path.isdir(target):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    kept = regular_mode(target)
     folder = os.path.dirname(target)
     # Not tempfile: its files are readable by the owner alone, which a replaced file need not be.
     temporary = f"{_temporary_stem(target)}{secrets.token_hex(8)}{_TEMPORARY_END}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            with contextlib.suppress(FileNotFoundError):
-                os.fchmod(file.fileno(), stat.S_IMODE(os.stat(target).st_mode))
+            if kept is not None:
+                os.fchmod(file.fileno(), kept)
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -114,7 +136,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     ----------
     path : str or os.PathLike
         The file to write. A symbolic link is followed. The folder must exist. The permissions of
-        a file that is replaced are kept.
+        a file that is replaced are kept; a device, a pipe or a socket is not replaced.
     write : callable
         Called once with the temporary file, opened for binary writing.
 

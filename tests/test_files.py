@@ -130,6 +130,30 @@ def test_path_that_is_a_folder(tmp_path: Path) -> None:
         write_bytes(tmp_path, b"x")
 
 
+def test_what_is_no_file_on_a_disk_is_not_replaced(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(OSError, match=r"a device, a pipe or a socket.*on a disk") as caught:
+            write_bytes(path, b"x")
+        assert str(pipe) in str(caught.value)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert names(tmp_path) == ["link", "pipe"]
+
+
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    device = tmp_path / "null"
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("this user may not make devices")
+    with pytest.raises(OSError, match="a device, a pipe or a socket"):
+        write_bytes(device, b"x")
+    assert stat.S_ISCHR(device.stat().st_mode)
+    assert names(tmp_path) == ["null"]
+
+
 def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Permissions do not stop a superuser, so the refusal is made here."""
     path = tmp_path / "a.bin"

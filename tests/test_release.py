@@ -423,3 +423,10 @@ def test_a_file_size_limit_stops_a_real_write_half_way(path, release):
 def test_a_folder_that_is_not_there_is_named(tmp_path, release):
     with pytest.raises(FileNotFoundError, match=r"nowhere.*create the folder first"):
         release.save(tmp_path / "nowhere" / "r.npz")
+
+
+def test_a_pipe_is_not_replaced(tmp_path, release):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="give the name of a file on a disk"):
+        release.save(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()

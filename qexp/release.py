@@ -22,6 +22,7 @@ __all__ = ["PrivateRelease", "make_release"]
 
 _FORMAT: Final = "qexp.PrivateRelease"
 _FORMAT_VERSION: Final = 1
+_CERTIFIED: Final = ("epsilon", "delta", "mu", "n_records")
 _UNITS: Final = {"record": "records", "user": "users' records"}
 
 
@@ -79,6 +80,11 @@ class PrivateRelease:
     def __post_init__(self) -> None:
         self.weights.flags.writeable = False
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Of pickle and copy, which make arrays anew and call no __post_init__.
+        self.__dict__.update(state)
+        self.__post_init__()
+
     def certificate(self) -> dict[str, Any]:
         """Give all that an auditor needs to redo the accounting, as a JSON-able dict.
 
@@ -124,11 +130,15 @@ class PrivateRelease:
         ------
         OSError
             If it cannot be written. The release stays in memory and an old file stays whole.
+        ValueError
+            If the release is not the one that its certificate tells of.
         """
+        digest = _checks.array_digest(self.weights)
+        self._require_certified(digest, "this release")
         document = {
             "format": _FORMAT,
             "version": _FORMAT_VERSION,
-            "weights_digest": _checks.array_digest(self.weights),
+            "weights_digest": digest,
             "certificate": dict(self._certificate),
             **{name: getattr(self, name) for name in _SCALARS},
         }
@@ -156,7 +166,8 @@ class PrivateRelease:
         OSError
             If the file cannot be opened (`FileNotFoundError`, `PermissionError`, …).
         ValueError
-            If the file is damaged, or no release, or of another format version.
+            If the file is damaged, or no release, or of another format version, or if the release
+            is not the one that its certificate tells of.
         """
         path = Path(path)
         with open(path, "rb") as file:
@@ -186,13 +197,32 @@ class PrivateRelease:
                 f"{path} is not a whole release: it lacks {', '.join(sorted(missing))}; it needs "
                 "a file that PrivateRelease.save wrote"
             )
-        if document["weights_digest"] != _checks.array_digest(weights):
+        digest = _checks.array_digest(weights)
+        if document["weights_digest"] != digest:
             raise ValueError(f"the weights in {path} do not match their digest; they are damaged")
-        return cls(
+        if not isinstance(document["certificate"], dict):
+            raise ValueError(
+                f"{path} is not a whole release: its certificate is no mapping; it needs a file "
+                "that PrivateRelease.save wrote"
+            )
+        release = cls(
             weights=weights,
             _certificate=document["certificate"],
             **{name: document[name] for name in _SCALARS},
         )
+        release._require_certified(digest, f"the release in {path}")
+        return release
+
+    def _require_certified(self, digest: str, which: str) -> None:
+        """Refuse weights, of this digest, or a claim other than those of the certificate."""
+        held = {"weights": digest, **{name: getattr(self, name) for name in _CERTIFIED}}
+        different = [name for name in held if self._certificate.get(name) != held[name]]
+        if different:
+            raise ValueError(
+                f"{which} differs from its certificate in {', '.join(different)}: it was changed "
+                "after it was drawn, and what the certificate guarantees does not hold for it; "
+                "take the release as it was drawn"
+            )
 
 
 _SCALARS: Final = tuple(

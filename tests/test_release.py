@@ -1,11 +1,13 @@
 """A release in memory and on disk: frozen, exact, and never half a file."""
 
 import contextlib
+import copy
 import dataclasses
 import errno
 import io
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 
 import qexp
 from qexp import PrivateRelease
+from qexp._checks import array_digest
 from qexp.bits import insecure_test_generator
 
 P, N = 12, 30
@@ -83,6 +86,20 @@ def test_a_release_is_frozen(release):
             setattr(release, name, 0)
     with pytest.raises(ValueError, match="read-only"):
         release.weights[0] = 1.0
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda release: pickle.loads(pickle.dumps(release))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_a_copy_is_frozen_and_the_same(release, copied):
+    other = copied(release)
+    assert_equal(other, release)
+    with pytest.raises(ValueError, match="read-only"):
+        other.weights[0] = 1.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        other.epsilon = 0.0
 
 
 def test_the_certificate_is_a_copy_that_json_holds(release):
@@ -284,6 +301,48 @@ def test_weights_that_are_not_those_of_the_digest_are_refused(path):
         np.savez(path, release=text, weights=other)
         with pytest.raises(ValueError, match="do not match their digest"):
             PrivateRelease.load(path)
+
+
+def test_weights_other_than_the_certificates_are_not_saved(path, release):
+    changed = copy.deepcopy(release)
+    changed.weights.flags.writeable = True
+    changed.weights[0] += 1
+    with pytest.raises(ValueError, match="this release differs from its certificate in weights: "):
+        changed.save(path)
+    assert_equal(PrivateRelease.load(path), release)
+
+
+def test_weights_other_than_the_certificates_are_not_loaded(path):
+    with np.load(path) as archive:
+        weights = archive["weights"] + 1
+    certificate = {**PrivateRelease.load(path).certificate(), "weights": "0" * 64}
+    rewrite(path, certificate=certificate)
+    with pytest.raises(ValueError, match=r"release\.npz differs .* in weights: it was changed"):
+        PrivateRelease.load(path)
+    # A file whose own digest was made to fit.
+    rewrite(path, weights_digest=array_digest(weights))
+    with np.load(path) as archive:
+        np.savez(path, release=archive["release"], weights=weights)
+    with pytest.raises(ValueError, match=r"release\.npz differs .* in weights: it was changed"):
+        PrivateRelease.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("epsilon", 0.1), ("delta", 1e-9), ("mu", 0.01), ("n_records", 10**9)]
+)
+def test_a_claim_other_than_the_certificates_is_refused(path, release, name, value):
+    better = dataclasses.replace(release, **{name: value})
+    with pytest.raises(ValueError, match=f"differs from its certificate in {name}: "):
+        better.save(path)
+    rewrite(path, **{name: value})
+    with pytest.raises(ValueError, match=rf"release\.npz differs .* in {name}: .* as it was drawn"):
+        PrivateRelease.load(path)
+
+
+def test_a_certificate_that_is_no_mapping_is_refused(path):
+    rewrite(path, certificate=[1])
+    with pytest.raises(ValueError, match="is not a whole release: its certificate"):
+        PrivateRelease.load(path)
 
 
 @given(data=st.data())

@@ -102,13 +102,16 @@ def regular_mode(path: str | os.PathLike[str]) -> int | None:
     return stat.S_IMODE(mode)
 
 
-def _write_and_replace(target: str, write: Callable[[BinaryIO], object]) -> None:
+def _write_and_replace(target: str, write: Callable[[BinaryIO], object], most: int) -> None:
     """Write a temporary file beside ``target``, then rename it over ``target``."""
-    kept = regular_mode(target)
+    before = regular_mode(target)
+    kept = None if before is None else before & most
     folder = os.path.dirname(target)
     # Not tempfile: its files are readable by the owner alone, which a replaced file need not be.
     temporary = f"{_temporary_stem(target)}{secrets.token_hex(8)}{_TEMPORARY_END}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    # Never wider than it will be: who opens it too early reads what is written later.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    descriptor = os.open(temporary, flags, most & 0o666 if kept is None else kept & 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             if kept is not None:
@@ -124,7 +127,9 @@ def _write_and_replace(target: str, write: Callable[[BinaryIO], object]) -> None
     _sync_folder(folder)
 
 
-def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
+def atomic_write(
+    path: str | os.PathLike[str], write: Callable[[BinaryIO], object], *, mode: int = 0o777
+) -> None:
     """Write a file so that a reader finds the old or the new content, never a part.
 
     The content goes to a temporary file in the same folder, which is synced to disk and then
@@ -139,6 +144,9 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
         a file that is replaced are kept; a device, a pipe or a socket is not replaced.
     write : callable
         Called once with the temporary file, opened for binary writing.
+    mode : int
+        The most permissions that the file may have, of a file that is replaced, too. 0o600 keeps
+        it and the temporary file to their owner.
 
     Raises
     ------
@@ -148,7 +156,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     """
     target = os.path.realpath(path)
     try:
-        _write_and_replace(target, write)
+        _write_and_replace(target, write, mode)
     except OSError as error:
         reason = error.strerror or str(error)
         # OSError(number, text) turns itself into the subclass of that number.

@@ -52,6 +52,45 @@ def test_permissions_follow_the_umask_and_survive_a_replacement(tmp_path: Path) 
     assert stat.S_IMODE(path.stat().st_mode) == 0o604
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, 0o600), (0o644, 0o600), (0o600, 0o600), (0o400, 0o400)]
+)
+def test_a_private_file_is_its_owners_from_the_first_byte_on(tmp_path, before, after):
+    path, seen = tmp_path / "a.bin", []
+    if before is not None:
+        path.write_bytes(b"old")
+        path.chmod(before)
+
+    def write(file: BinaryIO) -> None:
+        (temporary,) = tmp_path.glob(".qexp-*")
+        seen.append(stat.S_IMODE(temporary.stat().st_mode))
+        file.write(b"new")
+
+    umask = os.umask(0)
+    try:
+        atomic_write(path, write, mode=0o600)
+    finally:
+        os.umask(umask)
+    assert seen == [after]
+    assert stat.S_IMODE(path.stat().st_mode) == after
+    assert path.read_bytes() == b"new"
+
+
+def test_a_temporary_file_is_never_wider_than_the_file_it_replaces(tmp_path, monkeypatch):
+    path, modes, true_open = tmp_path / "a.bin", [], os.open
+    write_bytes(path, b"old")
+    path.chmod(0o640)
+
+    def spying(name, flags, mode=0o777, **options):
+        if flags & os.O_CREAT:
+            modes.append(mode)
+        return true_open(name, flags, mode, **options)
+
+    monkeypatch.setattr(os, "open", spying)
+    write_bytes(path, b"new")
+    assert modes == [0o640]
+
+
 def test_follows_a_symbolic_link(tmp_path: Path) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_bytes(b"old")

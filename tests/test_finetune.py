@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -927,6 +928,25 @@ def test_a_round_that_could_not_be_saved_costs_nothing(task, tmp_path, monkeypat
     result = tune(task, checkpoint=tmp_path / "job.npz", ledger=ledger)
     assert len(ledger.entries) == 3
     assert np.array_equal(result.release.weights, tune(task).release.weights)
+
+
+def test_a_checkpoint_and_what_a_kill_leaves_of_it_are_their_owners(task, tmp_path, monkeypatch):
+    """Until its round is charged, a checkpoint is as private as the data."""
+    path, seen, replaced = tmp_path / "job.npz", [], os.replace
+
+    def spying(temporary, target):
+        seen.append(stat.S_IMODE(os.stat(temporary).st_mode))
+        replaced(temporary, target)
+
+    monkeypatch.setattr(os, "replace", spying)
+    umask = os.umask(0o022)
+    try:
+        tune(task, checkpoint=path)
+    finally:
+        os.umask(umask)
+    assert seen == 4 * [0o600]
+    for name in ("job.npz", "job.npz.lock"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
 
 
 def test_two_jobs_cannot_work_on_one_checkpoint(task, tmp_path):

@@ -40,7 +40,8 @@ cannot work on one checkpoint: a lock file beside it sees to that.
 A checkpoint holds released numbers only: no record, and no digest of records, which would let
 anyone test a guess of them. So it cannot tell whether a restart reads the same private data; that
 is the caller's part. Until its last round is charged, keep the file as private as the data, and
-so what a killed process left of writing it, ``.qexp-<name>-<digits>.tmp`` beside it.
+so what a killed process left of writing it, ``.qexp-<name>-<digits>.tmp`` beside it. Both are
+readable by their owner alone, whatever the umask.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     BlockingIOError
         If another job works on it now.
     """
-    descriptor = os.open(f"{os.path.realpath(path)}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(f"{os.path.realpath(path)}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,7 +146,7 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
 def save_state(
     path: str | os.PathLike[str], state: FineTuneState, configuration: Mapping[str, Any]
 ) -> None:
-    """Write the state and the public configuration of its job, atomically.
+    """Write the state and the public configuration of its job, atomically, for the owner alone.
 
     Parameters
     ----------
@@ -177,7 +178,7 @@ def save_state(
     def write(file: BinaryIO) -> None:
         np.savez(file, state=text, **arrays)
 
-    atomic_write(path, write)
+    atomic_write(path, write, mode=0o600)
 
 
 def load_state(

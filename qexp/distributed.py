@@ -71,7 +71,7 @@ def world() -> MpiCommunicator:
         except (ImportError, RuntimeError) as error:
             raise ImportError(
                 "jobs of several processes need mpi4py and an MPI library; install them with "
-                f'`pip install "qexp[mpi]"` ({error})'
+                f'`pip install "qexp[mpi]" mpich` ({error})'
             ) from error
         _world.append(MpiCommunicator(MPI))
         sys.excepthook = _world[0].except_hook

@@ -246,7 +246,7 @@ def test_a_rank_killed_at_any_moment_ends_the_job_and_loses_nothing(tmp_path):
 def test_world_names_what_to_install(monkeypatch):
     monkeypatch.setattr(distributed, "_world", [])
     monkeypatch.setitem(sys.modules, "mpi4py", None)
-    with pytest.raises(ImportError, match=r'pip install "qexp\[mpi\]"'):
+    with pytest.raises(ImportError, match=r'pip install "qexp\[mpi\]" mpich'):
         distributed.world()
 
 

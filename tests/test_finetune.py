@@ -913,9 +913,28 @@ def test_a_flipped_bit_of_a_checkpoint_is_refused_or_harmless(tmp_path, data):
 
 def test_a_checkpoint_that_cannot_be_written_fails_before_the_first_draw(task, tmp_path):
     ledger = qexp.PrivacyLedger(**TARGET)
-    with pytest.raises(FileNotFoundError):
-        tune(task, checkpoint=tmp_path / "missing" / "job.npz", ledger=ledger)
+    path = tmp_path / "missing" / "job.npz"
+    with pytest.raises(FileNotFoundError, match="create the folder first") as caught:
+        tune(task, checkpoint=path, ledger=ledger)
+    assert f"the checkpoint {str(path)!r} cannot be opened" in str(caught.value)
+    assert ".lock" not in str(caught.value)
     assert ledger.entries == ()
+
+
+def test_what_can_be_no_checkpoint_is_refused_and_gets_no_lock(task, tmp_path, monkeypatch):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe")
+    monkeypatch.chdir(folder)
+    for path in ("", f"{folder}/"):
+        with pytest.raises(ValueError, match=r"needs the name of a file, such as 'job\.npz'"):
+            tune(task, checkpoint=path)
+    for path in (folder, "."):
+        with pytest.raises(IsADirectoryError, match="the name of a file, not of a folder"):
+            tune(task, checkpoint=path)
+    with pytest.raises(OSError, match=r"a device, a pipe or a socket.*a file on a disk"):
+        tune(task, checkpoint="pipe")
+    assert [path.name for path in tmp_path.rglob("*")] == ["here", "pipe"]
 
 
 def test_a_round_that_could_not_be_saved_costs_nothing(task, tmp_path, monkeypatch):

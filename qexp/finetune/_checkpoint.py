@@ -46,6 +46,7 @@ readable by their owner alone, whatever the umask.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -57,7 +58,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp._files import DamagedFileError, atomic_write, read_archive
+from qexp._files import DamagedFileError, advice, atomic_write, read_archive, regular_mode
 from qexp.finetune._result import RoundReport
 
 __all__ = ["FineTuneState", "load_state", "locked", "save_state"]
@@ -128,15 +129,32 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     ------
     BlockingIOError
         If another job works on it now.
+    OSError
+        If its folder is not there, or cannot be written, or if it is no file on a disk.
+    ValueError
+        If the path does not end in a name.
     """
-    descriptor = os.open(f"{os.path.realpath(path)}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    name = os.fspath(path)
+    if not os.path.basename(name):
+        raise ValueError(f"checkpoint is {name!r}; it needs the name of a file, such as 'job.npz'")
+    target = os.path.realpath(path)
+    try:
+        # Before a lock is made beside what can be no checkpoint.
+        regular_mode(target)
+        descriptor = os.open(f"{target}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise OSError(
+            error.errno or errno.EIO,
+            f"the checkpoint {name!r} cannot be opened ({error.strerror or error}): "
+            f"{advice(error.errno)}",
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BlockingIOError(
-                f"another fine-tuning works on the checkpoint {os.fspath(path)!r} now; wait for "
-                "it, or give every job a path of its own"
+                f"another fine-tuning works on the checkpoint {name!r} now; wait for it, or give "
+                "every job a path of its own"
             ) from None
         yield
     finally:

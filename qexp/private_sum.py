@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from qexp import _core
 from qexp._communicator import Communicator, SingleProcess
+from qexp._digits import rounded_down
 from qexp.bits import BitGenerator
 
 __all__ = ["Lattice", "NoisySum", "WhitenedBlock", "lattice_for", "private_sum"]
@@ -115,7 +116,15 @@ def lattice_for(mu: float, clipping_norm: float, n_records: int) -> Lattice:
             f"clipping_norm is {clipping_norm:g}; it needs {_LEAST_CLIPPING_NORM:g} to "
             f"{1 / _LEAST_CLIPPING_NORM:g}: rescale the gradients"
         )
-    least_bits = _LEAST_BOUND_BITS - math.frexp(mu)[1] + 1
+    # What fits at one unit of noise; fewer bits there are not.
+    most = min(2**_MOST_BOUND_BITS - 1, ((1 << 63) - 13) // n_records)
+    if mu > most >= 2**_LEAST_BOUND_BITS:
+        raise ValueError(
+            f"the integer lattice overflows: mu is {mu:g}; with {n_records} records it needs at "
+            f"most {rounded_down(most, 6)}: ask for a smaller target_epsilon, of at most "
+            f"{rounded_down(most**2 / 2, 3)}; so little noise protects nobody"
+        )
+    least_bits = max(0, _LEAST_BOUND_BITS - math.frexp(mu)[1] + 1)
     bits = max(_DEFAULT_BITS, least_bits)
     while bits > least_bits and not _fits(mu, bits, n_records):
         bits -= 1
@@ -133,9 +142,10 @@ def lattice_for(mu: float, clipping_norm: float, n_records: int) -> Lattice:
 
 
 def _fits(mu: float, bits: int, n_records: int) -> bool:
+    if mu >= math.ldexp(1.0, _MOST_BOUND_BITS - bits):
+        return False
     bound = math.floor(math.ldexp(mu, bits))
-    fits_kernels = bound < 2**_MOST_BOUND_BITS
-    return fits_kernels and n_records * bound + 12 * (1 << bits) < 1 << 63
+    return n_records * bound + 12 * (1 << bits) < 1 << 63
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

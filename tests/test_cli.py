@@ -210,6 +210,16 @@ def test_debug_shows_the_traceback(tmp_path: Path):
     assert "Traceback" in done.stderr
 
 
+def test_an_epsilon_that_no_noise_is_small_enough_for(tmp_path: Path, capsys):
+    pytest.importorskip("sklearn")
+    arguments = ["demo", "--epsilon", "1e300", "--no-plot", "--out", str(tmp_path / "out")]
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "ask for a smaller target_epsilon" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_closed_pipe_is_no_traceback():
     reader, writer = os.pipe()
     os.close(reader)

@@ -372,6 +372,8 @@ def test_arguments_that_make_no_sense_are_refused(task):
         tune(task, neighboring_relation="add_or_remove_one")
     with pytest.raises(TypeError, match="refresh_curvature is 1"):
         plan(refresh_curvature=1)
+    with pytest.raises(ValueError, match=r"lattice overflows.*a smaller target_epsilon"):
+        tune(task, target_epsilon=1e300)
 
 
 # -------------------------------------------------------------------------- interruptions

@@ -1,6 +1,7 @@
 """The boundary, against a reference in exact integers, and its invariances bit for bit."""
 
 import math
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy import stats
 
 from qexp import _core
 from qexp.bits import insecure_test_generator
+from qexp.privacy import calibrate_mu
 from qexp.private_sum import Lattice, lattice_for, private_sum
 
 MARGIN = 1 - 2.0**-20
@@ -82,6 +84,29 @@ def test_a_lattice_without_room_is_refused():
         lattice_for(1.0, 1.0, 2**40)
     with pytest.raises(ValueError, match="lattice overflows"):
         lattice_for(1e-300, 1.0, 1)
+
+
+@pytest.mark.parametrize("n_records", [1, 300, 2**12, 2**13, 2**30, 2**38 - 1])
+def test_the_largest_mu_is_named_and_has_a_lattice(n_records):
+    most = min(2**51 - 1, (2**63 - 13) // n_records)
+    lattice = lattice_for(float(most), 1.0, n_records)
+    assert lattice.mu == most
+    assert n_records * lattice.bound + 12 * 2**lattice.bits < 2**63
+    for mu in (math.nextafter(float(most), math.inf) + 1, 1e20, 1e150, 1e308):
+        with pytest.raises(
+            ValueError, match=r"lattice overflows.*smaller target_epsilon"
+        ) as caught:
+            lattice_for(mu, 1.0, n_records)
+        named = re.search(r"at most (\S+): .* of at most (\S+);", str(caught.value))
+        assert most * (1 - 1e-5) <= float(named[1]) <= most
+        # What is named will do, at any delta that is of use.
+        assert calibrate_mu(float(named[2]), 0.1) <= most
+
+
+@pytest.mark.parametrize("mu", [1e-300, 1.0, 1e10, 1e308])
+def test_too_many_records_have_no_lattice_whatever_mu(mu):
+    with pytest.raises(ValueError, match=r"lattice overflows.*sum fewer records"):
+        lattice_for(mu, 1.0, 2**40)
 
 
 # ---------------------------------------------------------------------------- one record

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 import signal
@@ -94,6 +95,21 @@ def test_rounds_together_never_cost_more_than_the_budget(rounds, capsys):
         assert 1 <= product < 1 + Fraction(1, 2**51)
     assert cli.main(arguments) == 0
     assert f"mu of each of {rounds} rounds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rounds", [10**6, 10**9 + 7, 10**20, 10**300])
+def test_any_number_of_rounds_is_split_at_once(rounds, capsys):
+    arguments = ["calibrate", "--mu", "0.7", "--delta", "1e-5", "--rounds", str(rounds)]
+    assert cli.main([*arguments, "--json"]) == 0
+    mu = json.loads(capsys.readouterr().out)["mu_per_round"]
+    assert rounds * Fraction(mu) ** 2 <= Fraction(0.7) ** 2
+    assert rounds * Fraction(math.nextafter(mu, 1.0)) ** 2 > Fraction(0.7) ** 2
+
+
+def test_more_rounds_than_noise_can_serve_are_refused(capsys):
+    arguments = ["calibrate", "--mu", "0.7", "--delta", "1e-5", "--rounds", str(10**640)]
+    assert cli.main(arguments) == 1
+    assert "which no noise gives: ask for fewer rounds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", [["--mu", "0.1"], ["--epsilon", "3"], ["--mu", "0.7"]])

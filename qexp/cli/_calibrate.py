@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from fractions import Fraction
 from typing import Any, Final
 
@@ -81,10 +82,13 @@ def _figures(epsilon: float | None, mu: float | None, delta: float, rounds: int)
         mu = privacy.calibrate_mu(epsilon, delta)
     else:
         epsilon = privacy.epsilon(delta, mu)
-    # Rounds of the same μ compose to √T μ; a step down pays for the rounding of the quotient.
-    per_round = mu / math.sqrt(rounds)
-    while privacy.compose_mu([per_round] * rounds) > mu:
-        per_round = math.nextafter(per_round, 0.0)
+    # Rounds of the same μ compose to √T μ: the largest μ_t of which T are worth no more than μ.
+    per_round, _ = privacy.sqrt_bounds(privacy.square(mu) / rounds)
+    if per_round < sys.float_info.min:
+        raise ValueError(
+            f"each round would have a mu below {sys.float_info.min:.3g}, which no noise gives: ask "
+            "for fewer rounds, or for a larger epsilon or mu"
+        )
     return {
         "epsilon": epsilon,
         "delta": delta,

@@ -295,6 +295,63 @@ def test_ctrl_c_exits_with_130_and_leaves_whole_files_only(stage, left, tmp_path
         json.loads((out / "certificate.json").read_text())
 
 
+_SLOW_IMPORT = """
+import sys, time
+from qexp import cli
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "qexp.job.run":
+            print("under way", file=sys.stderr, flush=True)
+            time.sleep(60)
+
+sys.meta_path.insert(0, Slow())
+raise SystemExit(cli.main(["run", "job.toml"]))
+"""
+
+_SLOW_SETTINGS = """
+import sys, time
+import qexp.job.settings
+from qexp import cli
+
+def slow(*arguments, **options):
+    print("under way", file=sys.stderr, flush=True)
+    time.sleep(60)
+
+qexp.job.settings.load_settings = slow
+raise SystemExit(cli.main(["run", "job.toml"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (_SLOW_IMPORT, "qexp: interrupted by {} before the job began\n"),
+        (_SLOW_SETTINGS, "\nqexp: interrupted; no file was left half-written\n"),
+    ],
+    ids=["import", "settings"],
+)
+def test_a_signal_before_the_job_is_an_interruption(number, program, words):
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "under way\n"
+    time.sleep(0.2)
+    process.send_signal(number)
+    error = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=30) == 4
+    assert error == words.format(number.name)
+
+
+def test_a_job_gives_its_signals_back(tmp_path: Path, capsys):
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    assert cli.main(["run", str(tmp_path / "none.toml")]) == 2
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert "none.toml" in capsys.readouterr().err
+
+
 def test_a_ledger_from_creation_to_release(tmp_path: Path, capsys):
     path = str(tmp_path / "ledger.jsonl")
     create = ["ledger", "create", path, "--epsilon", "1", "--delta", "1e-5"]

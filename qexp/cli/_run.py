@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from qexp.cli._commands import Commands
+from qexp.cli._signals import end, interrupt, on_signals
 
 __all__ = ["add_to"]
 
@@ -43,8 +44,15 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from qexp.job.run import communicator, dry_run, run_job
-    from qexp.job.settings import explain, load_settings
+    # Scripts submit a job again on the exit code of an interruption, whenever the signal comes.
+    with on_signals(interrupt):
+        return _stoppable(options)
+
+
+def _stoppable(options: argparse.Namespace) -> int:
+    with on_signals(end):
+        from qexp.job.run import communicator, dry_run, run_job
+        from qexp.job.settings import explain, load_settings
 
     if options.explain:
         print(explain(), end="")

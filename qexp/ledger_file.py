@@ -45,7 +45,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from qexp import _checks
-from qexp._files import DamagedFileError, advice, atomic_write_bytes
+from qexp._files import DamagedFileError, advice, atomic_write_bytes, regular_mode
 from qexp._privacy_checks import (
     NeighboringRelation,
     UnitOfPrivacy,
@@ -310,6 +310,8 @@ class _Transaction:
 
 def _opened(path: str) -> int:
     try:
+        # Before it is opened: a pipe would wait, and a device need not end.
+        regular_mode(path)
         return os.open(path, os.O_RDWR)
     except FileNotFoundError:
         raise FileNotFoundError(
@@ -762,7 +764,7 @@ def read_ledger(path: str | os.PathLike[str]) -> LedgerSummary:
     Raises
     ------
     FileNotFoundError, OSError
-        If it cannot be read.
+        If it cannot be read, or is no file on a disk.
     DamagedFileError
         If it is not as it was written.
     """
@@ -770,12 +772,19 @@ def read_ledger(path: str | os.PathLike[str]) -> LedgerSummary:
     # Not while another thread of this process has it locked: closing would free that lock.
     with _turn(name):
         try:
+            regular_mode(name)
             with open(name, "rb") as file:
                 data = file.read()
         except FileNotFoundError:
             raise FileNotFoundError(
                 errno.ENOENT, f"no shared privacy ledger at {name!r}: correct the path"
             ) from None
+        except OSError as error:
+            raise OSError(
+                error.errno or errno.EIO,
+                f"the privacy ledger {name!r} cannot be read ({error.strerror}): correct the path, "
+                "or get the right to read it",
+            ) from error
     book = _Book()
     try:
         rest = book.feed(data)

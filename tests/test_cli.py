@@ -414,6 +414,9 @@ def test_ledger_commands_tell_failures_apart(tmp_path: Path, capsys):
     assert "already" in capsys.readouterr().err
     assert cli.main(["ledger", "release", path, "7"]) == 2
     assert "open are: none" in capsys.readouterr().err
+    for action in ("show", "verify"):
+        assert cli.main(["ledger", action, "/dev/full"]) == 2
+        assert "a device, a pipe or a socket" in capsys.readouterr().err
     Path(path).write_text("{}\n")
     for action in ("show", "verify"):
         assert cli.main(["ledger", action, path]) == 6

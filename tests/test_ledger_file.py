@@ -43,6 +43,21 @@ def abandon(ledger, mu, label="gone"):
 # ------------------------------------------------------------------------- what it adds up to
 
 
+def test_what_is_no_file_on_a_disk_is_no_ledger(tmp_path):
+    """A pipe would be waited for, and a device read until memory is full."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for odd in (pipe, Path("/dev/full")):
+        for function in (read_ledger, SharedLedger):
+            with pytest.raises(OSError, match="a device, a pipe or a socket") as caught:
+                function(odd)
+            assert f"the privacy ledger {str(odd)!r}" in str(caught.value)
+    for function in (read_ledger, SharedLedger):
+        with pytest.raises(IsADirectoryError, match="the privacy ledger"):
+            function(tmp_path)
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
 def test_two_openings_are_one_ledger(path):
     first = SharedLedger.create(path, mu_budget=5.0)
     second = SharedLedger(path)

@@ -185,6 +185,8 @@ def test_a_missing_extra_is_named_before_the_work(module, title, tmp_path, monke
     error = capsys.readouterr().err
     assert title in error
     assert 'pip install "qexp[demo]"' in error
+    # Which helps where the plot alone asks for what is missing.
+    assert ("leave out the plot" in error) == (module == "matplotlib")
     assert error.count("\n") == 1
     assert not out.exists()
 

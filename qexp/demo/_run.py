@@ -185,7 +185,8 @@ def _require_extras(data: DataName, *, plot: bool) -> None:
         except ImportError as error:
             raise ImportError(
                 f"this demonstration needs {titles[module]}, which is not installed: "
-                'pip install "qexp[demo]"' + (" (or leave out the plot)" if plot else ""),
+                'pip install "qexp[demo]"'
+                + (" (or leave out the plot)" if module == "matplotlib" else ""),
                 name=module,
             ) from error
 

@@ -28,7 +28,8 @@ def area_under_roc(y: ArrayLike, scores: ArrayLike) -> float:
     Returns
     -------
     float
-        0 to 1; one half where only one class is there, and there is nothing to order.
+        0 to 1; one half where only one class is there, and there is nothing to order; else NaN
+        where a score is.
 
     Raises
     ------
@@ -60,7 +61,8 @@ def average_precision(y: ArrayLike, scores: ArrayLike) -> float:
     Returns
     -------
     float
-        The share of 1 for scores that say nothing, 1 for perfect ones; 0 where no label is 1.
+        The share of 1 for scores that say nothing, 1 for perfect ones; 0 where no label is 1; else
+        NaN where a score is.
 
     Raises
     ------
@@ -70,9 +72,13 @@ def average_precision(y: ArrayLike, scores: ArrayLike) -> float:
     positive, values = _checked(y, scores)
     if not positive.any():
         return 0.0
+    # Sorting would put it last, as if it were the smallest.
+    if np.isnan(values).any():
+        return float("nan")
     order = np.argsort(-values, kind="stable")
-    # Equal scores pass a threshold together.
-    last = np.flatnonzero(np.diff(values[order], append=np.inf) != 0)
+    # Equal scores pass a threshold together, infinite ones too.
+    sorted_values = values[order]
+    last = np.flatnonzero(np.append(sorted_values[1:] != sorted_values[:-1], True))
     found = np.cumsum(positive[order])[last]
     precision = found / (last + 1)
     return float(np.sum(precision * np.diff(found, prepend=0)) / found[-1])

@@ -44,6 +44,20 @@ def test_calibration_error():
 
 
 @pytest.mark.parametrize("measure", [area_under_roc, average_precision, calibration_error])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_score_that_is_no_number_has_no_measure(measure, place):
+    scores = np.array([0.2, 0.5, 0.7])
+    scores[place] = np.nan
+    assert np.isnan(measure([0, 1, 1], scores))
+
+
+def test_infinite_scores_are_as_good_as_large_ones():
+    for y in ([0, 1, 0], [1, 1, 0], [0, 0, 1]):
+        for measure in (area_under_roc, average_precision):
+            assert measure(y, [-np.inf, np.inf, np.inf]) == measure(y, [-1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("measure", [area_under_roc, average_precision, calibration_error])
 def test_wrong_arguments_are_refused(measure):
     with pytest.raises(ValueError, match="0 or 1"):
         measure([0, 2], [0.1, 0.2])

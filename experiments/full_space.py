@@ -54,7 +54,7 @@ def best_of_grid(task: Task, epsilon: float, rounds: int | None) -> Schedule:
         task.X_private,
         task.y_private,
         task.public_records()[0],
-        eigen_factors(task.model, task.public_records()[0], 0),
+        eigen_factors(task.model, task.public_records()[0]),
     )
 
     def value(schedule: Schedule, n_records: int, draws: int) -> float:

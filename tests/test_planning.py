@@ -39,7 +39,7 @@ NOISY = Schedule(rounds=12, clipping_norm=50, step_size=3, damping=1e-4)
 
 
 def kronecker_trial(model=MODEL, X=X, y=Y, X_public=X_PUBLIC):
-    return KroneckerTrial(model, X, y, X_public, eigen_factors(model, X_public, 0))
+    return KroneckerTrial(model, X, y, X_public, eigen_factors(model, X_public))
 
 
 def make(model, damping):

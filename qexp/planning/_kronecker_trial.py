@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qexp._bounds import UNCLIPPED, clip_shares
 from qexp.finetune import Schedule
 from qexp.models import MultilayerPerceptron
 from qexp.models._public_perceptron import PublicPerceptron, for_public_records
+from qexp.planning._rounds import Descent, noise_of_rounds
 from qexp.private_curvature import MOST_OF_MEAN, kept_directions
 
 __all__ = ["Eigen", "KroneckerTrial", "eigen_factors"]
@@ -44,11 +46,9 @@ class _RefinedEigen(Eigen):
         return self.a, self.damped_b
 
 
-def eigen_factors(
-    model: Any, X: NDArray[Any], seed: int, first: Eigen | None = None
-) -> list[Eigen]:
+def eigen_factors(model: Any, X: NDArray[Any], first: Eigen | None = None) -> list[Eigen]:
     """Accumulate and diagonalise the Kronecker factors over public records."""
-    source = model.curvature_blocks(X, seed=seed)
+    source = model.curvature_blocks(X)
     grams: list[list[NDArray[np.float64]]] = [
         [np.zeros((columns, columns)), np.zeros((rows, rows))]
         for rows, columns in source.layer_shapes
@@ -122,19 +122,19 @@ class KroneckerTrial:
             )
             left = noise / math.sqrt(1 - schedule.curvature_share)
             return refined.tune(replace(schedule, curvature_share=0.0), left, rng)
-        shares = np.array(schedule.budget or (1.0,) * schedule.rounds)
-        sigmas = schedule.clipping_norm * noise * np.sqrt(shares.sum() / shares)
+        sigmas = noise_of_rounds(schedule, noise)
         eigen = self.eigen
         spectra = [layer.damped(schedule.damping) for layer in eigen]
         first_squares = self._first_squares(spectra[0])
-        theta = self._layers()
-        velocity = [np.zeros_like(layer) for layer in theta]
-        total, summed = [np.zeros_like(layer) for layer in theta], 0
+        descent = Descent(schedule, self._layers())
         for t in range(1, schedule.rounds + 1):
             if schedule.refresh_curvature and t > 1:
-                eigen = eigen_factors(self._model(theta), self.X_curvature, 0, self.eigen[0])
+                eigen = eigen_factors(self._model(descent.theta), self.X_curvature, self.eigen[0])
                 spectra = [layer.damped(schedule.damping) for layer in eigen]
-            means = self._clipped_mean(theta, schedule.clipping_norm, eigen, spectra, first_squares)
+            means = self._clipped_mean(
+                descent.theta, schedule.clipping_norm, eigen, spectra, first_squares
+            )
+            steps = []
             for i, (layer, (a, b)) in enumerate(zip(eigen, spectra, strict=True)):
                 scale = np.sqrt(np.outer(b, a))
                 step = layer.q_b.T @ means[i] / scale
@@ -144,14 +144,10 @@ class KroneckerTrial:
                 step = layer.q_b @ (step / scale)
                 if i:
                     step = step @ layer.q_a.T
-                velocity[i] = schedule.momentum * velocity[i] - schedule.step_size * step
-                theta[i] = theta[i] + velocity[i]
-            if not all(np.all(np.abs(layer) < 1e6) for layer in theta):
+                steps.append(step)
+            if not descent.step(t, steps):
                 return None
-            if t > schedule.rounds - schedule.averaged_rounds:
-                total = [x + layer for x, layer in zip(total, theta, strict=True)]
-                summed += 1
-        return self._model([x / summed for x in total] if summed else theta)
+        return self._model(descent.released)
 
     def _with_private_curvature(self, schedule: Schedule, noise: float) -> list[Eigen]:
         """Simulate :mod:`qexp.private_curvature` on the simulated private records.
@@ -181,7 +177,7 @@ class KroneckerTrial:
             ):
                 x = inputs @ whitener
                 squares = np.square(x).sum(axis=1, keepdims=True)
-                total += (x * np.minimum(1, scale / np.maximum(squares, 1e-30))).T @ x
+                total += (x * clip_shares(squares, scale)).T @ x
         eigen: list[Eigen] = []
         sigma = noise * math.sqrt(len(moments) / schedule.curvature_share)
         for total, kept, scale, layer, (a, b) in zip(
@@ -243,7 +239,7 @@ class KroneckerTrial:
                 of_inputs, factors, eigen, spectra, strict=True
             ):
                 squares += of_input * ((deltas @ layer.q_b) ** 2 @ (1 / b))
-            weights = np.minimum(1, clipping_norm / np.sqrt(np.maximum(squares, 1e-30)))
+            weights = clip_shares(np.sqrt(squares), clipping_norm)
             for x, (_, deltas), total in zip(inputs, factors, sums, strict=True):
                 total += (deltas * weights[:, None]).T @ x
             begin = end
@@ -258,7 +254,7 @@ class KroneckerTrial:
         first_squares = self._first_squares(spectra[0])
         means, free = (
             self._clipped_mean(self._layers(), c, self.eigen, spectra, first_squares)
-            for c in (clipping_norm, 1e15)  # which a norm of 1e-15 divides, in float32
+            for c in (clipping_norm, UNCLIPPED)
         )
         squares = slope = 0.0
         for layer, (a, b), clipped, whole in zip(self.eigen, spectra, means, free, strict=True):

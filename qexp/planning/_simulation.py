@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from qexp._bounds import UNCLIPPED
 from qexp.finetune import Schedule
 from qexp.planning._domains import PublicDomains, Source, split_shifted
 from qexp.planning._halving import Try
@@ -24,8 +25,6 @@ __all__ = ["Candidate", "Simulation", "figures", "noise_loss"]
 # save this share of what can be saved even if the slope at the start lasted.
 _MOST_NOISE_LOSS: Final = 0.2
 _LEAST_SAVING: Final = 0.25
-# No record's gradient is as long; in single precision a norm of 1e-15 still divides it.
-_UNCLIPPED: Final = 1e15
 _CURVE: Final = (1 / 4, 1 / 2, 2, 4)
 _CURVE_RECORDS: Final = 3000
 
@@ -147,7 +146,7 @@ class Simulation:
         That is ½ gᵀA⁻¹g, g the mean gradient, at the least damping, and the whole loss at most:
         where labels are noisy, by far the most of it stays whatever is learnt.
         """
-        whole = (self._first_draw((replace(s, clipping_norm=_UNCLIPPED), k)) for s, k in pool)
+        whole = (self._first_draw((replace(s, clipping_norm=UNCLIPPED), k)) for s, k in pool)
         return min(self.loss_before, max(0.5 * norm**2 for norm, _ in whole))
 
     def _saving(self, candidate: Candidate) -> float:
@@ -189,7 +188,7 @@ class _Shifted:
     """One simulated private domain."""
 
     source: Source
-    trial: Trial | SubspaceTrial
+    trial: Trial
     X_private: NDArray[Any]
     y_private: NDArray[Any]
     X_test: NDArray[Any]

@@ -10,9 +10,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from qexp._bounds import clip_shares
 from qexp.finetune import Schedule
 from qexp.layered import Factors
 from qexp.models._public_perceptron import for_public_records
+from qexp.planning._rounds import Descent, noise_of_rounds
 from qexp.subspace import Directions, PublicSubspace, learn_directions
 from qexp.surrogates import IMAGE_KINDS, ImageShift, Surrogate
 
@@ -57,21 +59,14 @@ class SubspaceTrial:
 
     def tune(self, schedule: Schedule, noise: float, rng: np.random.Generator) -> Any:
         """Return the tuned model, or None where it diverged; `noise` is 1/(nμ)."""
-        shares = np.array(schedule.budget or (1.0,) * schedule.rounds)
-        sigmas = schedule.clipping_norm * noise * np.sqrt(shares.sum() / shares)
-        theta = self.model.weights.astype(np.float64)
-        velocity, total, summed = np.zeros_like(theta), np.zeros_like(theta), 0
-        for t in range(1, schedule.rounds + 1):
-            mean, _ = self._means(self._quick.with_weights(theta), schedule.clipping_norm)
-            drawn = mean + sigmas[t - 1] * rng.standard_normal(len(mean))
-            step = self.subspace.adjoint(drawn)
-            velocity = schedule.momentum * velocity - schedule.step_size * step
-            theta = theta + velocity
-            if not np.all(np.abs(theta) < 1e6):
+        descent = Descent(schedule, [self.model.weights.astype(np.float64)])
+        for t, sigma in enumerate(noise_of_rounds(schedule, noise), start=1):
+            at = self._quick.with_weights(descent.theta[0])
+            mean, _ = self._means(at, schedule.clipping_norm)
+            drawn = mean + sigma * rng.standard_normal(len(mean))
+            if not descent.step(t, [self.subspace.adjoint(drawn)]):
                 return None
-            if t > schedule.rounds - schedule.averaged_rounds:
-                total, summed = total + theta, summed + 1
-        return self.model.with_weights(total / summed if summed else theta)
+        return self.model.with_weights(descent.released[0])
 
     def first_draw(self, damping: float, clipping_norm: float) -> tuple[float, float]:
         """Give ‖s̄‖, s̄ the clipped mean at the start, and its product with the mean."""
@@ -91,7 +86,7 @@ class SubspaceTrial:
         for factors in model.gradient_blocks(self.X, self.y).factor_blocks():
             for rows in self._coordinates.blocks(factors):
                 norms = np.sqrt(np.square(rows).sum(axis=1))
-                clipped += np.minimum(1, clipping_norm / np.maximum(norms, 1e-30)) @ rows
+                clipped += clip_shares(norms, clipping_norm) @ rows
                 whole += rows.sum(axis=0)
         return clipped / len(self.X), whole / len(self.X)
 

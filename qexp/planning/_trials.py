@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qexp import _checks
+from qexp._bounds import clip_shares
 from qexp.bits import insecure_test_generator
 from qexp.curvature import Curvature, DenseCurvature
 from qexp.finetune import Schedule, fine_tune
@@ -24,6 +25,26 @@ __all__ = ["GeneralTrial", "Maker", "Trial", "make_trials"]
 Maker = Callable[[Any, float], Curvature]
 
 
+class Trial(Protocol):
+    """Fine-tuning simulated on records that stand for the private ones."""
+
+    def head(self, n_records: int) -> Trial:
+        """Keep the first records only."""
+        ...
+
+    def tune(self, schedule: Schedule, noise: float, rng: np.random.Generator) -> Any:
+        """Return the tuned model, or None where it diverged; `noise` is 1/(nμ)."""
+        ...
+
+    def first_draw(self, damping: float, clipping_norm: float) -> tuple[float, float]:
+        """Give ‖s̄‖, s̄ the clipped mean at the start, and its product with the mean."""
+        ...
+
+    def kept(self, damping: float) -> NDArray[np.float64]:
+        """Give the eigenvalues ρ of H A⁻¹, or nearly."""
+        ...
+
+
 class GeneralTrial:
     """Simulated fine-tuning by :func:`qexp.fine_tune` itself, with whatever curvature."""
 
@@ -35,10 +56,12 @@ class GeneralTrial:
         make: Maker,
         projection: Any,
         delta: float,
+        curvatures: dict[float, Curvature] | None = None,
     ) -> None:
         self.model, self.X, self.y = model, X, y
         self.make, self.projection, self.delta = make, projection, delta
-        self._curvatures: dict[float, Curvature] = {}
+        # By damping; trials on other records of the model may share them.
+        self._curvatures = {} if curvatures is None else curvatures
 
     def head(self, n_records: int) -> GeneralTrial:
         """Keep the first records only."""
@@ -78,7 +101,7 @@ class GeneralTrial:
             rows = block if self.projection is None else self.projection.forward(block)
             whitened = curvature.whiten(rows)
             norms = np.linalg.norm(whitened, axis=1, keepdims=True)
-            clipped += (whitened * np.minimum(1, clipping_norm / np.maximum(norms, 1e-30))).sum(0)
+            clipped += (whitened * clip_shares(norms, clipping_norm)).sum(0)
             whole += whitened.sum(0)
         m = len(self.X)
         return float(np.linalg.norm(clipped)) / m, float(clipped @ whole) / m**2
@@ -90,9 +113,6 @@ class GeneralTrial:
         return np.full(k, curvature.effective_dimension / k)
 
 
-Trial = KroneckerTrial | GeneralTrial
-
-
 def make_trials(
     model: Any,
     X: NDArray[Any],
@@ -102,7 +122,7 @@ def make_trials(
 ) -> Iterator[tuple[int | None, Callable[[NDArray[Any], NDArray[Any]], Trial]]]:
     """Give for each k what makes a trial from simulated private records."""
     if curvature == "kronecker" and isinstance(model, MultilayerPerceptron):
-        eigen = eigen_factors(model, X, 0)
+        eigen = eigen_factors(model, X)
         yield None, lambda X_sim, y_sim: KroneckerTrial(model, X_sim, y_sim, X, eigen)
     elif curvature == "kronecker":
 
@@ -132,10 +152,4 @@ def _general(
     model: Any, make: Maker, projection: Any, delta: float
 ) -> Callable[[NDArray[Any], NDArray[Any]], Trial]:
     shared: dict[float, Curvature] = {}
-
-    def trial(X_sim: NDArray[Any], y_sim: NDArray[Any]) -> Trial:
-        made = GeneralTrial(model, X_sim, y_sim, make, projection, delta)
-        made._curvatures = shared
-        return made
-
-    return trial
+    return lambda X_sim, y_sim: GeneralTrial(model, X_sim, y_sim, make, projection, delta, shared)

@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from qexp._bounds import clip_shares
 from qexp._progress import progress_bar
 from qexp.bits import BitGenerator
 from qexp.private_sum import Lattice, lattice_for, private_sum
@@ -341,7 +342,7 @@ class SimulatedBoundary(Boundary):
                 for left, right in given
             ]
             norms = np.sqrt(sum(_row_squares(left) * _row_squares(right) for left, right in pairs))
-            kept = scale * np.minimum(1, clipping_norm / np.maximum(norms, 1e-30))
+            kept = scale * clip_shares(norms, clipping_norm)
             if not (usable := np.isfinite(norms)).all():
                 kept = kept[usable]
                 pairs = [(left[usable], right[usable]) for left, right in pairs]

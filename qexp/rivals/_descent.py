@@ -9,11 +9,12 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from qexp._bounds import within_bounds
+
 __all__ = ["Descent", "Diverged", "Optimizer", "descend", "model_at", "one_cycle"]
 
 Optimizer = Literal["sgd", "adam"]
 
-_MOST_WEIGHT: Final = 1e6
 _BETA_MEAN: Final = 0.9
 _BETA_SQUARE: Final = 0.999
 _ADAM_EPSILON: Final = 1e-8
@@ -84,7 +85,7 @@ class Descent:
             self._mean = self._momentum * self._mean + gradient
             change = self._mean
         theta = self.theta - learning_rate * change
-        if not np.all(np.abs(theta) < _MOST_WEIGHT):
+        if not within_bounds(theta):
             raise Diverged
         self.theta = theta
         if self._averaging:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from qexp._bounds import within_bounds
 from qexp._factor import row_product
 from qexp.rivals._boundary import Boundary, Pairs
 from qexp.rivals._heads import Head, head_of
@@ -37,7 +38,6 @@ __all__ = [
 Start = Literal["zero", "pretrained"]
 STARTS: Final[tuple[Start, ...]] = ("zero", "pretrained")
 _BIAS: Final = -10.0
-_MOST_WEIGHT: Final = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ def _ridged(matrix: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
 
 
 def _finished(head: Head, theta: NDArray[np.float64], fallback: NDArray[np.float64]) -> Tuned:
-    if not np.all(np.abs(theta) < _MOST_WEIGHT):
+    if not within_bounds(theta):
         return Tuned(head.weights(fallback), diverged=True)
     return Tuned(head.weights(theta))
 
@@ -254,7 +254,7 @@ def _tune_newton(
             ]
         )
         before, theta = theta, theta - settings.learning_rate * change
-        if not np.all(np.abs(theta) < _MOST_WEIGHT):
+        if not within_bounds(theta):
             return Tuned(head.weights(before), diverged=True)
     return _finished(head, theta, head.pretrained)
 
@@ -286,7 +286,7 @@ def _tune_fc(
             label="gradient",
         ).reshape(classes, d)
         before, theta = theta, theta - settings.learning_rate * gradient @ preconditioner
-        if not np.all(np.abs(theta) < _MOST_WEIGHT):
+        if not within_bounds(theta):
             return Tuned(head.weights(before), diverged=True)
     return _finished(head, theta, head.pretrained)
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks
+from qexp._bounds import clip_shares
 from qexp._parallel import several_at_once, threads_for
 from qexp._progress import progress_bar
 from qexp.layered import KroneckerCurvature
@@ -303,7 +304,7 @@ def _clipped_mean(
             for layer, ((a, d), (of_a, b)) in enumerate(zip(factors, whiteners, strict=True))
         ]
         squares = sum(np.square(d).sum(axis=1) * np.square(a).sum(axis=1) for d, a in turned)
-        shares = np.minimum(1, _CLIPPING_NORM / np.sqrt(np.maximum(squares, 1e-30)))
+        shares = clip_shares(np.sqrt(squares), _CLIPPING_NORM)
         for (d, a), total in zip(turned, sums, strict=True):
             total += (d * shares[:, None]).T @ a
     with np.errstate(invalid="ignore"):  # of no records

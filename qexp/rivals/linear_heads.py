@@ -145,12 +145,6 @@ def _ridged(matrix: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
     return matrix + ridge * np.eye(len(matrix))
 
 
-def _finished(head: Head, theta: NDArray[np.float64], fallback: NDArray[np.float64]) -> Tuned:
-    if not within_bounds(theta):
-        return Tuned(head.weights(fallback), diverged=True)
-    return Tuned(head.weights(theta))
-
-
 def _second_moments(boundary: Boundary, head: Head) -> NDArray[np.float64]:
     """G = Σ z zᵀ, noisy: ‖z zᵀ‖ ≤ 1."""
     d = head.n_features
@@ -200,11 +194,24 @@ def _tune_ls(
             for c in range(classes)
         ]
     )
-    return _finished(head, theta, head.pretrained)
+    if not within_bounds(theta):
+        return Tuned(head.weights(head.pretrained), diverged=True)
+    return Tuned(head.weights(theta))
 
 
-def _start(head: Head, start: Start) -> NDArray[np.float64]:
-    return head.pretrained if start == "pretrained" else np.zeros_like(head.pretrained)
+def _descended(
+    head: Head,
+    settings: NewtonSettings | FeatureCovarianceSettings,
+    step: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+) -> Tuned:
+    """Go θ ← θ - step(θ), and no further than within bounds."""
+    pretrained = settings.start == "pretrained"
+    theta = head.pretrained if pretrained else np.zeros_like(head.pretrained)
+    for _ in range(settings.steps):
+        before, theta = theta, theta - step(theta)
+        if not within_bounds(theta):
+            return Tuned(head.weights(before), diverged=True)
+    return Tuned(head.weights(theta))
 
 
 def _tune_newton(
@@ -213,24 +220,13 @@ def _tune_newton(
     head = head_of(model, settings, public, boundary.dtype)
     d, classes = head.n_features, head.n_classes
     boundary.plan_full_batch([1.0] * (2 * settings.steps))
-    theta = _start(head, settings.start)
-    for _ in range(settings.steps):
+
+    def step(theta: NDArray[np.float64]) -> NDArray[np.float64]:
         scores = row_product(theta.T)
 
-        def hessians(
-            z: NDArray[np.float64],
-            labels: NDArray[np.float64],
-            scores: Callable[[NDArray[Any]], NDArray[np.float64]] = scores,
-        ) -> Pairs:
+        def hessians(z: NDArray[np.float64], labels: NDArray[np.float64]) -> Pairs:
             p = expit(scores(z))
             return [(_outer(p * (1 - p), z), z)]
-
-        def residuals(
-            z: NDArray[np.float64],
-            labels: NDArray[np.float64],
-            scores: Callable[[NDArray[Any]], NDArray[np.float64]] = scores,
-        ) -> Pairs:
-            return [(expit(scores(z)) - labels, z)]
 
         # K weights of at most 1/4, K residuals of at most 1, times features in the unit ball.
         hessian = boundary.noisy_sum(
@@ -240,23 +236,20 @@ def _tune_newton(
             label="Hessians",
         ).reshape(classes, d, d)
         gradient = boundary.noisy_sum(
-            head.pairs(residuals),
+            head.pairs(lambda z, labels: [(expit(scores(z)) - labels, z)]),
             n_components=classes * d,
             clipping_norm=math.sqrt(classes),
             label="gradient",
         ).reshape(classes, d)
-        change = np.stack(
-            [
-                np.linalg.solve(
-                    _ridged(_positive_semidefinite(hessian[c]), settings.ridge), gradient[c]
-                )
-                for c in range(classes)
-            ]
-        )
-        before, theta = theta, theta - settings.learning_rate * change
-        if not within_bounds(theta):
-            return Tuned(head.weights(before), diverged=True)
-    return _finished(head, theta, head.pretrained)
+        change = [
+            np.linalg.solve(
+                _ridged(_positive_semidefinite(hessian[c]), settings.ridge), gradient[c]
+            )
+            for c in range(classes)
+        ]
+        return settings.learning_rate * np.stack(change)
+
+    return _descended(head, settings, step)
 
 
 def _tune_fc(
@@ -266,29 +259,20 @@ def _tune_fc(
     d, classes = head.n_features, head.n_classes
     boundary.plan_full_batch([1.0] * (1 + settings.steps))
     preconditioner = np.linalg.inv(_ridged(_second_moments(boundary, head), settings.ridge))
-    theta = _start(head, settings.start)
     # The gradient of a mean of K logistic losses is at most √K/K long.
     clipping_norm = min(settings.clipping_norm, 1 / math.sqrt(classes))
-    for _ in range(settings.steps):
+
+    def step(theta: NDArray[np.float64]) -> NDArray[np.float64]:
         scores = row_product(theta.T)
-
-        def residuals(
-            z: NDArray[np.float64],
-            labels: NDArray[np.float64],
-            scores: Callable[[NDArray[Any]], NDArray[np.float64]] = scores,
-        ) -> Pairs:
-            return [((expit(scores(z) + _BIAS) - labels) / classes, z)]
-
         gradient = boundary.noisy_sum(
-            head.pairs(residuals),
+            head.pairs(lambda z, labels: [((expit(scores(z) + _BIAS) - labels) / classes, z)]),
             n_components=classes * d,
             clipping_norm=clipping_norm,
             label="gradient",
         ).reshape(classes, d)
-        before, theta = theta, theta - settings.learning_rate * gradient @ preconditioner
-        if not within_bounds(theta):
-            return Tuned(head.weights(before), diverged=True)
-    return _finished(head, theta, head.pretrained)
+        return settings.learning_rate * gradient @ preconditioner
+
+    return _descended(head, settings, step)
 
 
 _FEATURES: Final[tuple[dict[str, Any], ...]] = (

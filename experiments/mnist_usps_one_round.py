@@ -12,16 +12,14 @@ docs/results.md tells of.
 
 import argparse
 import json
-from collections import defaultdict
 from typing import Final, Literal
 
-import numpy as np
-
+from experiments.demo_settings import ranking, score_mnist_usps
 from experiments.measurement import Line, Measurement, markdown_table
 from experiments.study.summaries import mean_text, student
 from qexp.bits import insecure_test_generator
 from qexp.demo._task import Settings, draw
-from qexp.demo.mnist_usps import MARGIN, SETTINGS, mnist_usps_task, score_settings
+from qexp.demo.mnist_usps import MARGIN, SETTINGS, mnist_usps_task
 
 
 def measured(
@@ -80,9 +78,8 @@ MEASUREMENT: Final = Measurement(
 
 
 def choose(arguments: argparse.Namespace) -> None:
-    scores: dict[Settings, list[float]] = defaultdict(list)
-    for seed in range(arguments.seeds):
-        found, names = score_settings(
+    def score(seed: int) -> dict[Settings, float]:
+        found, names = score_mnist_usps(
             seed,
             margin=arguments.margin,
             activation=arguments.activation,
@@ -90,19 +87,13 @@ def choose(arguments: argparse.Namespace) -> None:
             delta=arguments.delta,
         )
         print(f"seed {seed}: {'; '.join(names)}", flush=True)
-        for settings, value in found.items():
-            scores[settings].append(value)
-    ranked = sorted(scores.items(), key=lambda item: -np.mean(item[1]))
-    for settings, values in ranked[:8]:
-        print(f"{np.mean(values):.4f}  {settings}")
+        return found
+
     result = {
         "study": "mnist_usps_one_round --choose",
         "margin": arguments.margin,
         "activation": arguments.activation,
-        "seeds": arguments.seeds,
-        "settings": vars(ranked[0][0]),
-        "surrogate_accuracy": float(np.mean(ranked[0][1])),
-        "grid_size": len(ranked),
+        **ranking(score, arguments.seeds),
     }
     print(json.dumps(result))
 

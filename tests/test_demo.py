@@ -16,7 +16,7 @@ from qexp import cli
 from qexp._plots import accuracy_figure
 from qexp.bits import insecure_test_generator
 from qexp.demo import _run, digits, run_demo
-from qexp.demo._task import Shifted, accuracy, area_under_curve, choose_settings, draw
+from qexp.demo._task import area_under_curve, draw
 from qexp.models import softmax_regression
 
 
@@ -95,50 +95,9 @@ def test_the_command_runs_it_without_a_plot(tmp_path: Path, capsys):
 
 
 def test_the_split_keeps_public_private_and_test_apart():
-    public, private, test = digits._split(1797, seed=3)
+    public, private, test = digits.split(1797, seed=3)
     assert (len(public), len(private)) == (digits.N_PUBLIC, digits.N_PRIVATE)
     assert len(set(public) | set(private) | set(test)) == 1797
-
-
-def test_the_settings_are_those_that_public_data_prefer():
-    best, *_ = (scores := digits.score_settings(0, epsilon=1.0, delta=1e-5))
-    # One seed of the six behind the choice: the choice is within its noise of the best.
-    assert scores[digits.SETTINGS] > scores[best] - 0.06
-    assert scores[digits.SETTINGS] > np.median(list(scores.values()))
-
-
-def test_settings_are_scored_by_the_draw_that_will_be_made(monkeypatch):
-    """The grid's shortcut in whitened coordinates gives the value of the plain draw."""
-    task = digits.digits_task(0)
-    public = digits.load_digits()
-    chosen = digits._split(len(public.labels), 0)[0]
-    records = digits.as_records(public.images[chosen])
-    settings = task.settings
-    scores = choose_settings(
-        task.model,
-        records,
-        [task.private],
-        epsilon=1.0,
-        delta=1e-5,
-        dampings=[settings.damping],
-        clipping_norms=[settings.clipping_norm],
-        step_sizes=[settings.step_size],
-        measure=accuracy,
-        generators=lambda: insecure_test_generator(5),
-    )
-    curvature = qexp.DenseCurvature.from_model(task.model, records, damping=settings.damping)
-    release = qexp.sample_private_weights(
-        task.model.weights,
-        task.model.gradient_blocks(task.private.x_train, task.private.y_train),
-        curvature=curvature,
-        target_epsilon=1.0,
-        target_delta=1e-5,
-        clipping_norm=settings.clipping_norm,
-        step_size=settings.step_size,
-        rng=insecure_test_generator(5),
-    )
-    plain = task.value(task.model.with_weights(release.weights))
-    assert scores == {settings: pytest.approx(plain, abs=2 / len(task.private.y_test))}
 
 
 def test_a_ledger_refuses_a_second_release():
@@ -289,17 +248,6 @@ def test_the_figure_shows_each_draw_and_the_caption():
     low, high = axes.get_ylim()
     assert low < 40.0
     assert high > 90.0
-
-
-def test_surrogates_are_as_many_as_the_private_records_and_made_of_their_argument():
-    rng = np.random.default_rng(0)
-    images = rng.uniform(size=(300, 8, 8)).astype(np.float32)
-    labels = rng.integers(0, 10, 300)
-    for surrogate in digits.surrogates(images, labels):
-        assert isinstance(surrogate, Shifted)
-        assert surrogate.x_train.shape == (digits.N_PRIVATE, 64)
-        assert set(surrogate.y_train) <= set(labels[:225])
-        assert len(surrogate.x_test) == len(surrogate.y_test)
 
 
 @pytest.mark.data

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp.bits import insecure_test_generator
 from qexp.curvature import DenseCurvature
 from qexp.datasets import load_physionet2012, standardise
-from qexp.demo._task import Settings, Shifted, Task, area_under_curve, choose_settings
+from qexp.demo._task import Settings, Shifted, Task, area_under_curve
 from qexp.models import MultilayerPerceptron, softmax_regression
 from qexp.projections import Basis
 
@@ -25,7 +23,7 @@ SETTINGS: Final = Settings(damping=1e-2, clipping_norm=10.0, step_size=0.5)
 # 5, 10, 20 and 40 directions, 10 did best on the move from medical to surgical stays.
 N_DIRECTIONS: Final = 10
 
-_CORONARY, _CARDIAC_SURGERY, _MEDICAL, _SURGICAL = 1, 2, 3, 4
+CORONARY, CARDIAC_SURGERY, MEDICAL, SURGICAL = 1, 2, 3, 4
 
 
 def pretrain(x: NDArray[Any], y: NDArray[Any], *, seed: int) -> MultilayerPerceptron:
@@ -44,7 +42,7 @@ def leading_directions(model: MultilayerPerceptron, public: NDArray[Any]) -> Bas
     return Basis(np.linalg.eigh(total)[1][:, : -N_DIRECTIONS - 1 : -1])
 
 
-def _stays() -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+def all_stays() -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Return features, deaths, unit types and the set (0 for a, 1 for b) of all stays."""
     sets = [load_physionet2012("a"), load_physionet2012("b")]
     return (
@@ -55,7 +53,7 @@ def _stays() -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
     )
 
 
-def _records(features: NDArray[Any], public: NDArray[np.bool_]) -> NDArray[np.float32]:
+def as_records(features: NDArray[Any], public: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Standardise by the public stays alone; clip what is further off than any of those may be."""
     standardised = standardise(features[public]).transform(features)
     return np.clip(standardised, -5, 5).astype(np.float32)
@@ -63,11 +61,11 @@ def _records(features: NDArray[Any], public: NDArray[np.bool_]) -> NDArray[np.fl
 
 def icu_task(seed: int = 0) -> Task:
     """Read the stays, pretrain on the public units and set up the draw."""
-    features, died, unit, set_number = _stays()
-    public = np.isin(unit, (_MEDICAL, _SURGICAL))
-    heart = np.isin(unit, (_CORONARY, _CARDIAC_SURGERY))
+    features, died, unit, set_number = all_stays()
+    public = np.isin(unit, (MEDICAL, SURGICAL))
+    heart = np.isin(unit, (CORONARY, CARDIAC_SURGERY))
     private, test = heart & (set_number == 0), heart & (set_number == 1)
-    x = _records(features, public)
+    x = as_records(features, public)
     model = pretrain(x[public], died[public], seed=seed)
     projection = leading_directions(model, x[public])
     return Task(
@@ -98,34 +96,3 @@ def _ordinary(model: MultilayerPerceptron, private: Shifted) -> MultilayerPercep
     return model.fit(
         private.x_train, private.y_train, epochs=20, learning_rate=1e-3, weight_decay=1.0
     )
-
-
-def score_settings(seed: int, *, epsilon: float, delta: float) -> dict[Settings, float]:
-    """Score the grid on the moves between medical and surgical stays: public stays alone."""
-    features, died, unit, set_number = _stays()
-    n_private = int(np.isin(unit[set_number == 0], (_CORONARY, _CARDIAC_SURGERY)).sum())
-    seeds = itertools.count(1_000_000 * (seed + 1))
-    scores: dict[Settings, float] = {}
-    for before, after in ((_MEDICAL, _SURGICAL), (_SURGICAL, _MEDICAL)):
-        x = _records(features, unit == before)
-        seen_x, seen_y = x[unit == before], died[unit == before]
-        model = pretrain(seen_x, seen_y, seed=seed)
-        order = np.random.default_rng(seed).permutation(np.flatnonzero(unit == after))
-        train, test = order[:n_private], order[n_private:]
-        found = choose_settings(
-            model,
-            seen_x,
-            [Shifted(x[train], died[train], x[test], died[test])],
-            projection=leading_directions(model, seen_x),
-            epsilon=epsilon,
-            delta=delta,
-            dampings=(1e-3, 1e-2, 1e-1),
-            clipping_norms=(0.3, 1.0, 3.0, 10.0, 30.0),
-            step_sizes=(0.03, 0.1, 0.3, 0.5, 1.0, 2.0),
-            measure=area_under_curve,
-            generators=lambda: insecure_test_generator(next(seeds)),
-            draws=5,
-        )
-        for settings, value in found.items():
-            scores[settings] = scores.get(settings, 0.0) + value / 2
-    return dict(sorted(scores.items(), key=lambda item: -item[1]))

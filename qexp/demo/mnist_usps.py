@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp.bits import insecure_test_generator
 from qexp.curvature import DenseCurvature
 from qexp.datasets import load_mnist, load_usps
-from qexp.datasets.images import blur, contrast, resize, rotate
-from qexp.demo._task import Settings, Shifted, Task, accuracy, choose_settings
+from qexp.datasets.images import resize
+from qexp.demo._task import Settings, Shifted, Task, accuracy
 from qexp.models import MultilayerPerceptron, mlp
 from qexp.projections import SRHT
 
@@ -63,43 +60,6 @@ def pretrain(
     """Train the MLP 256-64-10 on public MNIST digits."""
     model = mlp((256, 64, 10), activation=activation, seed=seed)
     return model.fit(as_records(images, margin), labels, epochs=10, weight_decay=0.01, seed=seed)
-
-
-def _affine(images: Images, strength: float) -> Images:
-    """Turn and, by cutting off columns, stretch."""
-    cut = round(7 * strength)
-    return resize(rotate(images, 30 * strength)[:, :, cut : 28 - cut], (28, 28))
-
-
-_SHIFTS: Final[dict[str, Callable[[Images, float], Images]]] = {
-    "affine": _affine,
-    "blur": lambda images, strength: blur(images, 4 * strength),
-    "contrast": lambda images, strength: contrast(images, 1 - strength),
-}
-
-
-def surrogates(
-    model: MultilayerPerceptron,
-    images: Images,
-    labels: NDArray[Any],
-    *,
-    margin: int = 0,
-    accuracy_before: float = 0.6,
-) -> Iterator[tuple[str, Shifted]]:
-    """Shift public digits that pretraining has not seen, each way so far that accuracy drops."""
-    for name, shift in _SHIFTS.items():
-        before = {
-            strength: model.score(as_records(shift(images[:2000], strength), margin), labels[:2000])
-            for strength in np.linspace(0.1, 1.0, 10)
-        }
-        strength = min(before, key=lambda s: abs(before[s] - accuracy_before))
-        records = as_records(shift(images, strength), margin)
-        yield (
-            f"{name}, strength {strength:.1f}, accuracy before {before[strength]:.3f}",
-            Shifted(
-                records[:N_PRIVATE], labels[:N_PRIVATE], records[N_PRIVATE:], labels[N_PRIVATE:]
-            ),
-        )
 
 
 def mnist_usps_task(
@@ -153,30 +113,3 @@ def mnist_usps_task(
 
 def _ordinary(model: MultilayerPerceptron, private: Shifted) -> MultilayerPerceptron:
     return model.fit(private.x_train, private.y_train, epochs=10)
-
-
-def score_settings(
-    seed: int, *, margin: int, activation: Activation, epsilon: float, delta: float
-) -> tuple[dict[Settings, float], list[str]]:
-    """Score the grid on surrogates, by MNIST alone; name the surrogates."""
-    mnist = load_mnist()
-    seen, unseen = slice(0, N_PRETRAINING), slice(N_PRETRAINING, None)
-    model = pretrain(
-        mnist.x_train[seen], mnist.y_train[seen], seed=seed, margin=margin, activation=activation
-    )
-    named = list(surrogates(model, mnist.x_train[unseen], mnist.y_train[unseen], margin=margin))
-    seeds = itertools.count(1_000_000 * (seed + 1))
-    scores = choose_settings(
-        model,
-        as_records(mnist.x_train[:N_CURVATURE], margin),
-        [surrogate for _, surrogate in named],
-        projection=SRHT(model.n_parameters, N_COMPONENTS, seed=seed),
-        epsilon=epsilon,
-        delta=delta,
-        dampings=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-        clipping_norms=(0.3, 1.0, 3.0),
-        step_sizes=(0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0),
-        measure=accuracy,
-        generators=lambda: insecure_test_generator(next(seeds)),
-    )
-    return scores, [name for name, _ in named]

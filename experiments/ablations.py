@@ -21,7 +21,6 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +38,7 @@ from experiments.study.variants import Variant, lines_at, plan_variants, run_var
 from experiments.tasks import TASKS, Task
 from experiments.time_to_accuracy import RESULTS as LADDERS
 from experiments.time_to_accuracy import descents, one_thread, schedules
-from qexp import DenseCurvature, KroneckerSRHT
+from qexp import DenseCurvature, KroneckerCurvature, KroneckerSRHT
 from qexp._files import atomic_write
 from qexp.bits import insecure_test_generator
 from qexp.finetune import Schedule, fine_tune
@@ -100,7 +99,7 @@ def _tune_preconditioned(
     if public is None:
         raise ValueError("curvature takes public records")
     boundary.plan_full_batch([1.0] * settings.rounds)
-    inverse = _inverse(model, public, settings.damping)
+    curvature = KroneckerCurvature.from_model(model, public.X, damping=settings.damping)
     mean = noisy_mean(
         boundary,
         WholeSpace(model),
@@ -112,46 +111,11 @@ def _tune_preconditioned(
     descent = Descent(model.weights)
 
     def direction(at: Any, t: int) -> NDArray[np.float64]:
-        gradient = mean(at, t)
-        layers, start = [], 0
-        for input_side, delta_side in inverse:
-            shape = len(delta_side), len(input_side)
-            matrix = gradient[start : start + shape[0] * shape[1]].reshape(shape)
-            layers.append((delta_side @ matrix @ input_side).ravel())
-            start += matrix.size
-        return np.concatenate(layers)
+        return curvature.unwhiten(curvature.whiten(mean(at, t)[None])[0])
 
     rate = settings.step_size * settings.clipping_norm
     within = descend(descent, model, settings.rounds, direction, lambda t: rate)
     return TunedWeights(descent.released, diverged=not within)
-
-
-@lru_cache(maxsize=8)
-def _inverse(
-    model: Any, public: PublicData, damping: float
-) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Give (A_l⁻¹, B_l⁻¹) of every layer, damped as KroneckerCurvature's."""
-    sums: list[list[NDArray[np.float64]]] = [
-        [np.zeros((columns, columns)), np.zeros((rows, rows))]
-        for rows, columns in model.layer_shapes
-    ]
-    source = model.curvature_blocks(public.X)
-    for factors in source.factor_blocks():
-        for sides, pair in zip(sums, factors, strict=True):
-            for side, rows in zip(sides, pair, strict=True):
-                side += rows.T @ rows
-    inverses = []
-    for sides in sums:
-        a, b = (side / source.n_records for side in sides)
-        ratio = math.sqrt((np.trace(a) / len(a)) / (np.trace(b) / len(b)))
-        root = math.sqrt(damping)
-        inverses.append(
-            (
-                np.linalg.inv(a + ratio * root * np.eye(len(a))),
-                np.linalg.inv(b + root / ratio * np.eye(len(b))),
-            )
-        )
-    return inverses
 
 
 def _preconditioned_candidates() -> list[PreconditionedSettings]:

@@ -13,7 +13,6 @@ from qexp import DenseCurvature, KroneckerCurvature, KroneckerSRHT
 from qexp.bits import insecure_test_generator
 from qexp.finetune import Schedule, fine_tune
 from qexp.models import mlp
-from qexp.rivals._method import PublicData
 
 
 @pytest.fixture(scope="module")
@@ -72,19 +71,6 @@ def test_preconditioning_spends_what_gradient_descent_does(model, records):
     assert (certificate["sums"], certificate["mu_is"]) == (3, "exact")
     with pytest.raises(ValueError, match="public records"):
         preconditioned.algorithm(model, None, None, None)
-
-
-def test_inverses_are_those_of_kronecker_curvature(model, records):
-    X, y = records
-    curvature = KroneckerCurvature.from_model(model, X, damping=0.1)
-    rows = np.random.default_rng(1).normal(size=(1, len(model.weights)))
-    expected = curvature.unwhiten(curvature.whiten(rows)[0])
-    inverse, start, parts = ablations._inverse(model, PublicData(X, y), 0.1), 0, []
-    for a, b in inverse:
-        matrix = rows[0, start : start + len(a) * len(b)].reshape(len(b), len(a))
-        parts.append((b @ matrix @ a).ravel())
-        start += matrix.size
-    np.testing.assert_allclose(np.concatenate(parts), expected, rtol=1e-6, atol=1e-9)
 
 
 def test_sketched_curvature_is_dense_curvature_behind_the_sketch(model, records):

@@ -37,6 +37,7 @@ from experiments.attacks.logits import label_logits
 from experiments.measurement import Line, Measurement, markdown_table
 from qexp import KroneckerCurvature, Schedule, calibrate_mu, fine_tune
 from qexp.bits import insecure_test_generator
+from qexp.measures import area_under_roc
 from qexp.models import MultilayerPerceptron
 
 DELTA = 1e-5
@@ -114,7 +115,7 @@ def rates(
     half = len(scores) // 2
     first, first_in = scores[:half].ravel(), members[:half].ravel()
     second, second_in = scores[half:].ravel(), members[half:].ravel()
-    found: dict[str, Any] = {"auc": round(area(scores.ravel(), members.ravel()), 4)}
+    found: dict[str, Any] = {"auc": round(area_under_roc(members.ravel(), scores.ravel()), 4)}
     if mu is not None:
         found["auc_most"] = round(float(stats.norm.cdf(mu / math.sqrt(2))), 4)
     for level in FALSE_POSITIVE_RATES:
@@ -139,13 +140,6 @@ def rates(
 def gdp_true_positives(false_positives: float, mu: float) -> float:
     """Return the largest TPR at a FPR against μ-GDP."""
     return float(stats.norm.cdf(stats.norm.ppf(false_positives) + mu))
-
-
-def area(scores: NDArray[np.float64], members: NDArray[np.bool_]) -> float:
-    """Return the area under the ROC curve."""
-    ranks = stats.rankdata(scores)
-    n_in, n_out = np.sum(members), np.sum(~members)
-    return float((ranks[members].sum() - n_in * (n_in + 1) / 2) / (n_in * n_out))
 
 
 def private_training(

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import qexp
 from qexp import cli
-from qexp._plots import accuracy_figure
 from qexp.bits import insecure_test_generator
 from qexp.demo import _run, digits, run_demo
+from qexp.demo._plot import accuracy_figure
 from qexp.demo._task import area_under_curve, draw
 from qexp.models import softmax_regression
 

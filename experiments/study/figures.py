@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from experiments.study.names import BOUNDS, OURS, RECORDS, in_order
 from experiments.study.summaries import Summary, shown_as
 from qexp._files import atomic_write
 
-__all__ = [
-    "BOUNDS",
-    "OURS",
-    "PLAIN",
-    "PLANNED",
-    "RECORDS",
-    "axis_label",
-    "figure_file",
-    "in_order",
-    "plot_budgets",
-    "plot_records",
-]
-
-OURS: Final = ("qexp", "qexp_full_space", "qexp_one_round")
-PLANNED: Final = ("qexp", "qexp_full_space")
-"""What is judged as qexp: the first of these that a cell has."""
-PLAIN: Final = "dp_sgd"
-"""The rival that gaps are told in parts of."""
-BOUNDS: Final = ("public_only", "non_private")
-RECORDS: Final[Mapping[str, int]] = {
-    **{f"mnist_few_{n}": n for n in (250, 500, 1000, 2000)},
-    "mnist_to_usps": 7291,
-}
-"""Tasks that differ in the number of private records alone."""
-
-
-def in_order(method: str) -> tuple[bool, str]:
-    return method not in OURS, method
+__all__ = ["axis_label", "figure_file", "plot_budgets", "plot_records"]
 
 
 def axis_label(metric: str) -> str:

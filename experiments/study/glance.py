@@ -10,7 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from experiments.study.figures import PLAIN, axis_label, figure_file
+from experiments.study.figures import axis_label, figure_file
+from experiments.study.names import PLAIN
 from experiments.study.summaries import Summary, mean_text, methods_by_cell, shown_as, student
 from experiments.study.verdicts import Verdict, verdicts, without_budget
 

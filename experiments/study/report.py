@@ -14,15 +14,8 @@ import numpy as np
 
 from experiments.study import glance
 from experiments.study.cells import DEFAULT_EPSILONS
-from experiments.study.figures import (
-    BOUNDS,
-    PLAIN,
-    PLANNED,
-    RECORDS,
-    in_order,
-    plot_budgets,
-    plot_records,
-)
+from experiments.study.figures import plot_budgets, plot_records
+from experiments.study.names import BOUNDS, PLAIN, PLANNED, RECORDS, in_order
 from experiments.study.reasons import NOT_FOUND, PLANS, REASONS
 from experiments.study.results import Store
 from experiments.study.sampling import known_errors

@@ -24,8 +24,8 @@ from scipy.stats import rankdata
 
 from experiments.lines import Lines, key_of
 from experiments.study.cells import task_at
-from experiments.study.figures import PLANNED
 from experiments.study.methods import METHODS
+from experiments.study.names import PLANNED
 from experiments.study.results import Store
 from experiments.study.summaries import summarise
 from experiments.study.verdicts import Verdict, verdicts

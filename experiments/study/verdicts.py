@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments.study.figures import BOUNDS, OURS, PLANNED
+from experiments.study.names import BOUNDS, OURS, PLANNED
 from experiments.study.summaries import Difference, Summary, methods_by_cell, paired
 
 __all__ = ["Verdict", "planned", "verdicts", "without_budget"]

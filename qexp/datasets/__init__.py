@@ -5,11 +5,12 @@ set (``mnist``, ``usps``, ``physionet2012``, ``adult``, ``mimic3``). Nothing is 
 nothing is written.
 """
 
+from qexp.datasets._standardise import Standardiser, standardise
 from qexp.datasets.adult import Adult, AdultRows, OneHot, load_adult, one_hot
 from qexp.datasets.digits import Digits, load_digits
 from qexp.datasets.mimic3 import MimicStays, load_mimic3
 from qexp.datasets.mnist import Mnist, load_mnist, read_idx
-from qexp.datasets.physionet2012 import IcuStays, Standardiser, load_physionet2012, standardise
+from qexp.datasets.physionet2012 import IcuStays, load_physionet2012
 from qexp.datasets.usps import Usps, load_usps
 
 __all__ = [

@@ -1,6 +1,8 @@
-"""Find a data set's files, and say plainly what to do when one is not there."""
+"""Find and read a data set's files, and say plainly what to do when one is not there."""
 
+import gzip
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,3 +50,20 @@ class Source:
         lacking = next((part for part in (Path(root), folder) if not part.is_dir()), None)
         what = f"there is no folder {lacking}" if lacking else f"{folder} holds no file {wanted}"
         raise FileNotFoundError(f"{self.title}: {what}. {advice} and put it in {folder}.")
+
+
+def read_plain(path: Path) -> bytes:
+    """Read a whole file, decompressed if its name ends in ``.gz``.
+
+    Raises
+    ------
+    ValueError
+        If it is not a complete gzip file.
+    """
+    raw = path.read_bytes()
+    if path.suffix != ".gz":
+        return raw
+    try:
+        return gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a complete gzip file ({error})") from error

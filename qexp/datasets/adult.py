@@ -1,8 +1,6 @@
 """UCI Adult (Census Income): who earns over 50,000 dollars a year."""
 
-import gzip
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp.datasets._locate import Source
+from qexp.datasets._locate import Source, read_plain
 from qexp.datasets._standardise import Standardiser, standardise
 
 _SOURCE = Source(
@@ -168,12 +166,7 @@ def load_adult(root: str | os.PathLike[str] | None = None) -> Adult:
 
 
 def _read(path: Path, *, comments: int = 0, label_end: str = "") -> AdultRows:
-    raw = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: not a complete gzip file ({error})") from error
+    raw = read_plain(path)
     labels = {label + label_end: value for label, value in _LABELS.items()}
     numeric, categorical, over_50k = [], [], []
     lines = raw.decode("ascii", errors="replace").splitlines()

@@ -1,9 +1,7 @@
 """MNIST handwritten digits, and the IDX format that they come in."""
 
-import gzip
 import math
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp.datasets._locate import Source
+from qexp.datasets._locate import Source, read_plain
 
 _SOURCE = Source(
     title="MNIST",
@@ -112,12 +110,7 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[Any]:
         If the file is not IDX, or is shorter or longer than its header says.
     """
     path = Path(path)
-    raw = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: not a complete gzip file ({error})") from error
+    raw = read_plain(path)
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _IDX_DTYPES:
         raise ValueError(f"{path}: not an IDX file: it begins {raw[:4].hex(' ') or 'nowhere'}")
     dimensions = raw[3]

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qexp.datasets._locate import Source
-from qexp.datasets._standardise import Standardiser, standardise
 
-__all__ = ["IcuStays", "Standardiser", "load_physionet2012", "standardise"]
+__all__ = ["IcuStays", "load_physionet2012"]
 
 _SOURCE = Source(
     title="PhysioNet Challenge 2012",

@@ -300,7 +300,7 @@ def _plot(
     private: float,
     ordinary: float,
 ) -> None:
-    from qexp._plots import accuracy_figure
+    from qexp.demo._plot import accuracy_figure
 
     percent = "accuracy" in task.measure_name
     scale = 100.0 if percent else 1.0

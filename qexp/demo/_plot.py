@@ -1,4 +1,4 @@
-"""Figures, drawn with matplotlib's objects alone: no display, no global state."""
+"""The figure of a demonstration, by matplotlib's objects alone: no display, no global state."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ from experiments.tasks import TASKS, Task
 from experiments.time_to_accuracy import RESULTS as LADDERS
 from experiments.time_to_accuracy import descents, one_thread, schedules
 from qexp import DenseCurvature, KroneckerCurvature, KroneckerSRHT
-from qexp._files import atomic_write
+from qexp._files import atomic_write_bytes
 from qexp.bits import insecure_test_generator
 from qexp.finetune import Schedule, fine_tune
 from qexp.planning import plan
@@ -287,7 +287,7 @@ def write(lines: Lines | None = None, docs: Path = DOCS) -> list[Path]:
     parts = [_HEAD, f"![damping and rounds](figures/{figure.name})"]
     parts += [_table(group, [s for s in found if _group(s.method) == group]) for group in groups]
     page = docs / "ablations.md"
-    atomic_write(page, lambda file: file.write("\n\n".join(parts).encode() + b"\n"))
+    atomic_write_bytes(page, "\n\n".join(parts).encode() + b"\n")
     return [page, figure]
 
 

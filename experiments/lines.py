@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qexp._files import atomic_write
+from qexp._files import atomic_write_bytes
 
 __all__ = ["Lines", "key_of"]
 
@@ -40,7 +40,7 @@ class Lines:
             known = {self._key(old): old for old in self.read()}
             known[self._key(new)] = new
             text = "".join(json.dumps(known[key]) + "\n" for key in sorted(known))
-            atomic_write(self.path, lambda file: file.write(text.encode()))
+            atomic_write_bytes(self.path, text.encode())
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 from experiments.lines import Lines, key_of
 from experiments.study.report import DOCS
 from experiments.study.results import FOLDER
-from qexp._files import atomic_write
+from qexp._files import atomic_write_bytes
 from qexp._progress import progress_bar
 
 __all__ = ["Measurement", "fill", "markdown_table", "put_table", "write"]
@@ -145,4 +145,4 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> st
 
 
 def _write_page(page: Path, text: str) -> None:
-    atomic_write(page, lambda file: file.write(text.encode()))
+    atomic_write_bytes(page, text.encode())

@@ -45,7 +45,7 @@ from experiments.study.variants import (
     run_variants,
 )
 from experiments.tasks import TASKS, Task
-from qexp._files import atomic_write
+from qexp._files import atomic_write_bytes
 from qexp._threads import register_threadpool_controller
 from qexp.finetune import Schedule
 from qexp.rivals import GradientDescentSettings, SGDSettings, dp_gd, dp_sgd
@@ -315,7 +315,7 @@ def write(lines: Lines | None = None, docs: Path = DOCS) -> list[Path]:
         written.append(path)
         parts.append(_section(found, f"{task}, ε = {epsilon:g}, δ = {delta:g}", path.name))
     page = docs / "time-to-accuracy.md"
-    atomic_write(page, lambda file: file.write("\n\n".join(parts).encode() + b"\n"))
+    atomic_write_bytes(page, "\n\n".join(parts).encode() + b"\n")
     return [page, *written]
 
 

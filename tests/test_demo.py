@@ -185,12 +185,12 @@ def test_a_folder_that_cannot_be_made(capsys):
 
 
 def test_a_disk_that_is_full_at_the_end_keeps_the_release(tmp_path: Path, monkeypatch, capsys):
-    def full(path, content, write=_run._write):
+    def full(path, content, write=_run.atomic_write_bytes):
         if path.suffix == ".png":
             raise OSError(errno.ENOSPC, f"could not write {path}: no space left")
         write(path, content)
 
-    monkeypatch.setattr(_run, "_write", full)
+    monkeypatch.setattr(_run, "atomic_write_bytes", full)
     monkeypatch.setitem(_run._DRAWS, "digits", 1)
     assert cli.main(["demo", "--out", str(tmp_path)]) == 1
     assert "no space left" in capsys.readouterr().err

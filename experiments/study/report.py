@@ -31,7 +31,7 @@ from experiments.study.summaries import (
 )
 from experiments.study.verdicts import Verdict, planned, verdicts, without_budget
 from experiments.tasks import TASKS
-from qexp._files import atomic_write
+from qexp._files import atomic_write_bytes
 from qexp.rivals import METHODS
 
 __all__ = ["DOCS", "write"]
@@ -96,7 +96,7 @@ def write(store: Store | None = None, docs: Path = DOCS) -> list[Path]:
     if schedules is not None:
         parts.append(schedules)
     page = docs / "study.md"
-    atomic_write(page, lambda file: file.write("\n\n".join(parts).encode() + b"\n"))
+    atomic_write_bytes(page, "\n\n".join(parts).encode() + b"\n")
     return [page, *written]
 
 

@@ -10,10 +10,10 @@ import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from qexp import privacy
-from qexp._files import atomic_write
+from qexp._files import atomic_write_bytes
 from qexp._progress import progress_bar
 from qexp.demo._task import Task, draw
 from qexp.ledger import PrivacyLedger
@@ -136,7 +136,7 @@ def run_demo(
         # From here on the budget is spent: the release is stored before anything can go wrong.
         release.save(target / "release.npz")
         certificate = json.dumps(release.certificate(), indent=2) + "\n"
-        _write(target / "certificate.json", certificate.encode())
+        atomic_write_bytes(target / "certificate.json", certificate.encode())
 
         before = task.value(task.model)
         private = task.value(task.model.with_weights(release.weights))
@@ -205,7 +205,7 @@ def _output_folder(folder: Path) -> Iterator[Path]:
                 f"cannot make the folder {folder}: {error.strerror}; choose another folder"
             ) from error
         probe = folder / f".qexp-{os.getpid()}.probe"
-        _write(probe, b"qexp")
+        atomic_write_bytes(probe, b"qexp")
         probe.unlink()
         yield folder
     except BaseException:
@@ -213,13 +213,6 @@ def _output_folder(folder: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 path.rmdir()
         raise
-
-
-def _write(path: Path, content: bytes) -> None:
-    def write(file: Any) -> None:
-        file.write(content)
-
-    atomic_write(path, write)
 
 
 # --- The report ------------------------------------------------------------------------------
@@ -317,4 +310,4 @@ def _plot(
     )
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=150)
-    _write(path, image.getvalue())
+    atomic_write_bytes(path, image.getvalue())

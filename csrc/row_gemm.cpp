@@ -32,11 +32,11 @@ RowGemmTile<float> active_tile() {
 template <class T>
 PackedMatrix<T>::PackedMatrix(const T* b, std::size_t rows, std::size_t columns,
                               std::ptrdiff_t row_stride, std::ptrdiff_t column_stride,
-                              Triangle triangle)
+                              Filled filled)
     : tile_(active_tile<T>()),
       rows_(rows),
       columns_(columns),
-      triangle_(triangle),
+      filled_(filled),
       panel_offset_([&] {
         std::vector<std::size_t> offset{0};
         for (std::size_t panel = 0; panel * tile_.columns < columns; ++panel) {
@@ -53,7 +53,7 @@ PackedMatrix<T>::PackedMatrix(const T* b, std::size_t rows, std::size_t columns,
                    T* out = packed_.data() + panel_offset_[panel];
                    for (std::size_t l = 0; l < panel_depth(panel); ++l, out += tile_.columns) {
                      for (std::size_t j = 0; j < width; ++j) {
-                       if (triangle == Triangle::upper && l > first + j) continue;
+                       if (filled == Filled::upper && l > first + j) continue;
                        out[j] = b[static_cast<std::ptrdiff_t>(l) * row_stride +
                                   static_cast<std::ptrdiff_t>(first + j) * column_stride];
                      }
@@ -65,7 +65,7 @@ PackedMatrix<T>::PackedMatrix(const T* b, std::size_t rows, std::size_t columns,
 // How many rows of B matter to the columns of this panel.
 template <class T>
 std::size_t PackedMatrix<T>::panel_depth(std::size_t panel) const noexcept {
-  if (triangle_ == Triangle::full) return rows_;
+  if (filled_ == Filled::full) return rows_;
   const std::size_t group = panel * tile_.columns / row_gemm_column_group;
   return std::min(rows_, (group + 1) * row_gemm_column_group);
 }

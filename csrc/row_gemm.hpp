@@ -61,13 +61,13 @@ struct RowView {
 // upper: elements below the diagonal (row > column) are taken as zero and never read. Parts of B
 // that this makes zero are skipped, so a NaN in column l of A reaches column l of C and those to
 // its right, and some of those just left of it.
-enum class Triangle { full, upper };
+enum class Filled { full, upper };
 
 template <class T>
 class PackedMatrix {
  public:
   PackedMatrix(const T* b, std::size_t rows, std::size_t columns, std::ptrdiff_t row_stride,
-               std::ptrdiff_t column_stride, Triangle triangle = Triangle::full);
+               std::ptrdiff_t column_stride, Filled filled = Filled::full);
 
   std::size_t rows() const noexcept { return rows_; }
   std::size_t columns() const noexcept { return columns_; }
@@ -96,7 +96,7 @@ class PackedMatrix {
   RowGemmTile<T> tile_;
   std::size_t rows_;
   std::size_t columns_;
-  Triangle triangle_;
+  Filled filled_;
   std::vector<std::size_t> panel_offset_;  // one more than there are panels
   AlignedArray<T> packed_;
 };

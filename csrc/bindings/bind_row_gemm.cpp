@@ -69,22 +69,22 @@ void multiply(const PackedMatrix<T>& b, const Array<S>& a, Array<T>& out, bool a
 }
 
 template <class T>
-AnyPackedMatrix pack(const Array<T>& b, Triangle triangle) {
+AnyPackedMatrix pack(const Array<T>& b, Filled filled) {
   require(b.ndim() == 2, "b has " + std::to_string(b.ndim()) + " dimensions; it needs 2");
   const auto row_stride = element_stride<T>(b, 0, "b");
   const auto column_stride = element_stride<T>(b, 1, "b");
   const T* data = b.data();
   const std::size_t rows = extent(b, 0), columns = extent(b, 1);
   py::gil_scoped_release release;
-  return {PackedMatrix<T>(data, rows, columns, row_stride, column_stride, triangle)};
+  return {PackedMatrix<T>(data, rows, columns, row_stride, column_stride, filled)};
 }
 
 AnyPackedMatrix make_packed(const py::array& b, const std::string& triangle) {
   require(triangle == "full" || triangle == "upper",
           "triangle is '" + triangle + "'; it must be 'full' or 'upper'");
-  const Triangle part = triangle == "upper" ? Triangle::upper : Triangle::full;
-  if (py::isinstance<Array<float>>(b)) return pack<float>(py::cast<Array<float>>(b), part);
-  if (py::isinstance<Array<double>>(b)) return pack<double>(py::cast<Array<double>>(b), part);
+  const Filled filled = triangle == "upper" ? Filled::upper : Filled::full;
+  if (py::isinstance<Array<float>>(b)) return pack<float>(py::cast<Array<float>>(b), filled);
+  if (py::isinstance<Array<double>>(b)) return pack<double>(py::cast<Array<double>>(b), filled);
   throw py::type_error("b is " + py::str(b.dtype()).cast<std::string>() +
                        "; it must be float32 or float64");
 }

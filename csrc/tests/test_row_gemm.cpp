@@ -12,9 +12,9 @@
 
 namespace {
 
+using qexp::Filled;
 using qexp::PackedMatrix;
 using qexp::RowView;
-using qexp::Triangle;
 using qexp::testing::random_values;
 
 template <class T>
@@ -24,11 +24,11 @@ RowView<T> view(T* data, std::size_t rows, std::size_t columns) {
 
 template <class S, class T>
 std::vector<T> chain(const std::vector<S>& a, const std::vector<T>& b, std::vector<T> c,
-                     std::size_t m, std::size_t k, std::size_t n, Triangle triangle) {
+                     std::size_t m, std::size_t k, std::size_t n, Filled filled) {
   for (std::size_t i = 0; i < m; ++i) {
     for (std::size_t j = 0; j < n; ++j) {
       for (std::size_t l = 0; l < k; ++l) {
-        if (triangle == Triangle::upper && l > j) break;
+        if (filled == Filled::upper && l > j) break;
         c[i * n + j] = std::fma(static_cast<T>(a[i * k + l]), b[l * n + j], c[i * n + j]);
       }
     }
@@ -61,14 +61,14 @@ void check_products() {
     const auto a = random_values<S>(m * k, 1);
     const auto b = random_values<T>(k * n, 2);
     const auto start = random_values<T>(m * n, 3);
-    for (Triangle triangle : {Triangle::full, Triangle::upper}) {
-      const PackedMatrix<T> packed(b.data(), k, n, static_cast<std::ptrdiff_t>(n), 1, triangle);
+    for (Filled filled : {Filled::full, Filled::upper}) {
+      const PackedMatrix<T> packed(b.data(), k, n, static_cast<std::ptrdiff_t>(n), 1, filled);
       std::vector<T> c(m * n, std::numeric_limits<T>::quiet_NaN());
       packed.template multiply<S>(view(a.data(), m, k), view(c.data(), m, n));
-      check_close(c, chain(a, b, std::vector<T>(m * n, T{0}), m, k, n, triangle));
+      check_close(c, chain(a, b, std::vector<T>(m * n, T{0}), m, k, n, filled));
       c = start;
       packed.template multiply<S>(view(a.data(), m, k), view(c.data(), m, n), true);
-      check_close(c, chain(a, b, start, m, k, n, triangle));
+      check_close(c, chain(a, b, start, m, k, n, filled));
     }
   }
 }

@@ -1,9 +1,7 @@
 #include "cholesky.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstddef>
 
 #include "product.hpp"
 #include "triangular.hpp"
@@ -14,26 +12,20 @@ namespace {
 constexpr std::int64_t leaf = 96;
 
 // LAPACK reports a pivot that is not positive, but not every library notices one that is NaN or
-// infinite, so the factored diagonal is looked at once more. The pivot's value follows from the
-// diagonal before and those rows of L that were finished.
+// infinite, so the factored diagonal is looked at once more.
 template <class T>
-CholeskyFailure factor_leaf(const Blas& blas, MatrixView<T> a) {
-  std::array<T, leaf> before;
-  for (std::int64_t i = 0; i < a.rows; ++i) before[static_cast<std::size_t>(i)] = a(i, i);
+std::int64_t factor_leaf(const Blas& blas, MatrixView<T> a) {
   const std::int64_t reported = blas.potrf(Triangle::upper, a.rows, a.data, a.stride);
   const std::int64_t finished = reported == 0 ? a.rows : reported - 1;
   std::int64_t failed = 0;
   while (failed < finished && a(failed, failed) > 0 && std::isfinite(a(failed, failed))) ++failed;
-  if (failed == a.rows) return {};
-  T value = before[static_cast<std::size_t>(failed)];
-  for (std::int64_t j = 0; j < failed; ++j) value -= a(failed, j) * a(failed, j);
-  return {failed + 1, static_cast<double>(value)};
+  return failed == a.rows ? 0 : failed + 1;
 }
 
 }  // namespace
 
 template <class T>
-CholeskyFailure cholesky_inplace(const Blas& blas, MatrixView<T> a) {
+std::int64_t cholesky_inplace(const Blas& blas, MatrixView<T> a) {
   const std::int64_t n = a.rows;
   if (n <= leaf) return factor_leaf(blas, a);
   // Wide panels pass a large matrix through memory less often, narrow ones leave less to the
@@ -43,19 +35,16 @@ CholeskyFailure cholesky_inplace(const Blas& blas, MatrixView<T> a) {
     const std::int64_t nb = std::min(width, n - j);
     const std::int64_t rest = n - j - nb;
     const auto diagonal = a.block(j, j, nb, nb);
-    if (auto failure = cholesky_inplace(blas, diagonal); failure.pivot != 0) {
-      failure.pivot += j;
-      return failure;
-    }
+    if (const auto pivot = cholesky_inplace(blas, diagonal); pivot != 0) return j + pivot;
     if (rest == 0) break;
     const auto panel = a.block(j + nb, j, rest, nb);
     triangular_solve<T>(blas, Side::right, Transpose::yes, diagonal, panel);
     add_lower_square(blas, a.block(j + nb, j + nb, rest, rest), T{-1}, Factor<T>{panel});
   }
-  return {};
+  return 0;
 }
 
-template CholeskyFailure cholesky_inplace(const Blas&, MatrixView<float>);
-template CholeskyFailure cholesky_inplace(const Blas&, MatrixView<double>);
+template std::int64_t cholesky_inplace(const Blas&, MatrixView<float>);
+template std::int64_t cholesky_inplace(const Blas&, MatrixView<double>);
 
 }  // namespace qexp

@@ -8,14 +8,9 @@
 
 namespace qexp {
 
-// Where the factorisation met a matrix that is not positive definite, or not finite.
-struct CholeskyFailure {
-  std::int64_t pivot = 0;  // 1-based; 0 for success
-  double value = 0;        // what should have been positive and finite there
-};
-
-// After a failure the lower triangle holds no usable numbers.
+// Returns 0, or the pivot, counted from 1, where the matrix turned out not to be positive definite
+// or not finite. The lower triangle then holds no usable numbers.
 template <class T>
-CholeskyFailure cholesky_inplace(const Blas& blas, MatrixView<T> a);
+std::int64_t cholesky_inplace(const Blas& blas, MatrixView<T> a);
 
 }  // namespace qexp

@@ -1,9 +1,5 @@
 #include "triangular.hpp"
 
-#include <cmath>
-#include <limits>
-#include <vector>
-
 #include "product.hpp"
 
 namespace qexp {
@@ -35,66 +31,6 @@ void invert_leaf(MatrixView<T> l) {
       l(i, j) = -sum / l(i, i);
     }
   }
-}
-
-template <class T>
-double one_norm(MatrixView<const T> l) {
-  std::vector<double> sums(static_cast<std::size_t>(l.cols), 0.0);
-  for (std::int64_t i = 0; i < l.rows; ++i) {
-    for (std::int64_t j = 0; j <= i; ++j) {
-      sums[static_cast<std::size_t>(j)] += std::abs(static_cast<double>(l(i, j)));
-    }
-  }
-  double largest = 0;
-  for (double sum : sums) largest = sum > largest || std::isnan(sum) ? sum : largest;
-  return largest;
-}
-
-template <class T>
-double one_norm(const std::vector<T>& x) {
-  double sum = 0;
-  for (T value : x) sum += std::abs(static_cast<double>(value));
-  return sum;
-}
-
-// ‖L⁻¹‖₁ is the maximum of the convex function ‖L⁻¹x‖₁ over the unit ball, whose corners are ±eⱼ:
-// walk from corner to corner along the subgradient L⁻ᵀ sign(L⁻¹x) while that promises an increase.
-template <class T>
-double inverse_one_norm(const Blas& blas, MatrixView<const T> l) {
-  const std::int64_t n = l.rows;
-  const auto size = static_cast<std::size_t>(n);
-  const auto solve = [&](std::vector<T>& x, Transpose transpose) {
-    triangular_solve(blas, Side::left, transpose, l, MatrixView<T>{x.data(), n, 1, 1});
-  };
-  std::vector<T> x(size, T{1} / static_cast<T>(n));
-  double estimate = 0;
-  constexpr int most_steps = 5;
-  for (int step = 0; step < most_steps; ++step) {
-    std::vector<T> y = x;
-    solve(y, Transpose::no);
-    const double reached = one_norm(y);
-    if (step > 0 && !(reached > estimate)) break;
-    estimate = reached;
-    for (T& value : y) value = value < 0 ? T{-1} : T{1};
-    solve(y, Transpose::yes);
-    std::size_t corner = 0;
-    double along = 0;
-    for (std::size_t i = 0; i < size; ++i) {
-      if (std::abs(y[i]) > std::abs(y[corner])) corner = i;
-      along += static_cast<double>(y[i]) * static_cast<double>(x[i]);
-    }
-    if (!(std::abs(static_cast<double>(y[corner])) > along)) break;
-    x.assign(size, T{0});
-    x[corner] = 1;
-  }
-  // Higham's extra vector catches matrices whose cancellations stop the walk at once.
-  for (std::size_t i = 0; i < size; ++i) {
-    const double ramp = n == 1 ? 0.0 : static_cast<double>(i) / static_cast<double>(n - 1);
-    x[i] = static_cast<T>((i % 2 == 0 ? 1 : -1) * (1 + ramp));
-  }
-  solve(x, Transpose::no);
-  const double alternative = 2 * one_norm(x) / (3 * static_cast<double>(n));
-  return alternative > estimate || std::isnan(alternative) ? alternative : estimate;
 }
 
 }  // namespace
@@ -148,18 +84,10 @@ void triangular_inverse_inplace(const Blas& blas, MatrixView<T> l) {
   triangular_inverse_inplace(blas, half.l22);
 }
 
-template <class T>
-double triangular_condition(const Blas& blas, MatrixView<const T> l) {
-  if (l.rows == 0) return 1;
-  const double condition = one_norm(l) * inverse_one_norm(blas, l);
-  return std::isfinite(condition) ? condition : std::numeric_limits<double>::infinity();
-}
-
 #define QEXP_INSTANTIATE(T)                                                         \
   template void triangular_solve(const Blas&, Side, Transpose, MatrixView<const T>, \
                                  MatrixView<T>);                                    \
-  template void triangular_inverse_inplace(const Blas&, MatrixView<T>);             \
-  template double triangular_condition(const Blas&, MatrixView<const T>);
+  template void triangular_inverse_inplace(const Blas&, MatrixView<T>);
 QEXP_INSTANTIATE(float)
 QEXP_INSTANTIATE(double)
 #undef QEXP_INSTANTIATE

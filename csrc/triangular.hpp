@@ -1,4 +1,4 @@
-// Solves with a lower triangular matrix L, its inverse, and an estimate of its condition number.
+// Solves with a lower triangular matrix L, and its inverse.
 //
 // All matrices are row-major; the strict upper triangle of L is neither read nor written. A zero on
 // L's diagonal gives infinities and NaNs, as in BLAS. With many right-hand sides the bits of one
@@ -18,11 +18,5 @@ void triangular_solve(const Blas& blas, Side side, Transpose transpose, MatrixVi
 // Overwrites L with its inverse.
 template <class T>
 void triangular_inverse_inplace(const Blas& blas, MatrixView<T> l);
-
-// Estimates the condition number ‖L‖₁ ‖L⁻¹‖₁ from a few solves, after Hager (1984) and Higham
-// (1988): a lower bound, rarely below a third of the truth. Infinite where L is singular or holds
-// an infinity or NaN; 1 for an empty L.
-template <class T>
-double triangular_condition(const Blas& blas, MatrixView<const T> l);
 
 }  // namespace qexp

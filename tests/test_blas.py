@@ -49,7 +49,6 @@ def test_an_unbound_table_raises_and_names_the_remedy():
         "    lambda: _core.cholesky_inplace(a),\n"
         "    lambda: _core.triangular_solve(a, a, side='left', transpose=False),\n"
         "    lambda: _core.triangular_inverse_inplace(a),\n"
-        "    lambda: _core.triangular_condition(a),\n"
         "]\n"
         "if _core.blas_config() is None:\n"
         "    for call in calls:\n"

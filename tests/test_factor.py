@@ -219,7 +219,7 @@ def test_solve_leaves_the_surroundings_of_a_slice_alone():
     assert np.isfinite(wide[:, 3:9]).all()
 
 
-# --------------------------------------------------------------------------- inverse, condition
+# -------------------------------------------------------------------------------------- inverse
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -230,37 +230,6 @@ def test_inverse_matches_numpy(dtype, n):
     _core.triangular_inverse_inplace(factor)
     np.testing.assert_allclose(np.tril(factor), expected, atol=4 * tolerance(dtype))
     assert np.isnan(factor[np.triu_indices(n, 1)]).all()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", SIZES[1:])
-@pytest.mark.parametrize("spread", [0.0, 2.0, 4.0])
-def test_condition_is_a_close_lower_bound(dtype, n, spread):
-    rng = np.random.default_rng(n)
-    factor = lower(n, dtype, n)
-    factor *= 10.0 ** rng.uniform(-spread / 2, spread / 2, n).astype(dtype)[:, np.newaxis]
-    exact = np.linalg.cond(np.tril(factor).astype(np.float64), 1)
-    estimate = _core.triangular_condition(factor)
-    assert exact / 3 <= estimate <= exact * (1 + 1e-3)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_condition_of_a_diagonal_matrix_is_exact(dtype):
-    diagonal = np.array([1, 4, 0.5, 2], dtype)
-    assert _core.triangular_condition(np.diag(diagonal)) == pytest.approx(8)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
-def test_condition_of_a_singular_or_non_finite_matrix_is_infinite(dtype, bad):
-    for n, at in [(1, 0), (5, 4), (100, 70)]:
-        factor = lower(n, dtype)
-        factor[at, at] = bad
-        assert _core.triangular_condition(factor) == np.inf
-
-
-def test_condition_of_nothing_is_one():
-    assert _core.triangular_condition(np.zeros((0, 0))) == 1
 
 
 # ------------------------------------------------------------------------------------ bad input

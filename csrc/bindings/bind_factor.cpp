@@ -79,7 +79,7 @@ std::int64_t cholesky(Array<T> a) {
   require_square(matrix, "a");
   const Blas& blas = bound_blas();
   py::gil_scoped_release release;
-  return cholesky_inplace(blas, matrix).pivot;
+  return cholesky_inplace(blas, matrix);
 }
 
 template <class T>
@@ -110,15 +110,6 @@ void inverse(Array<T> l) {
 }
 
 template <class T>
-double condition(const Array<T>& l) {
-  const auto triangle = input_matrix(l, "l");
-  require_square(triangle, "l");
-  const Blas& blas = bound_blas();
-  py::gil_scoped_release release;
-  return triangular_condition(blas, triangle);
-}
-
-template <class T>
 void register_precision(py::module_& module) {
   module.def("gram_accumulate", &gram<T>, py::arg("h").noconvert(), py::arg("rows").noconvert(),
              py::arg("weight"), py::kw_only(), py::arg("row_weights").noconvert() = py::none());
@@ -126,7 +117,6 @@ void register_precision(py::module_& module) {
   module.def("triangular_solve", &solve<T>, py::arg("l").noconvert(), py::arg("b").noconvert(),
              py::kw_only(), py::arg("side"), py::arg("transpose"));
   module.def("triangular_inverse_inplace", &inverse<T>, py::arg("l").noconvert());
-  module.def("triangular_condition", &condition<T>, py::arg("l").noconvert());
 }
 
 }  // namespace

@@ -60,26 +60,3 @@ TEST_CASE_TEMPLATE("the inverse times the matrix is the identity", T, float, dou
     CHECK(upper_is_untouched(inverse));
   }
 }
-
-TEST_CASE_TEMPLATE("the condition number of a diagonal matrix is exact", T, float, double) {
-  for (std::int64_t n : {1, 2, 70}) {
-    Dense<T> l(n, n);
-    for (std::int64_t i = 0; i < n; ++i) {
-      for (std::int64_t j = 0; j < i; ++j) l(i, j) = 0;
-      l(i, i) = static_cast<T>(i + 1);
-    }
-    const MatrixView<const T> view = l.view();
-    CHECK(triangular_condition(blas_under_test(), view) ==
-          doctest::Approx(static_cast<double>(n)).epsilon(1e-6));
-  }
-}
-
-TEST_CASE_TEMPLATE("a singular or non-finite matrix has an infinite condition number", T, float,
-                   double) {
-  for (T bad : {T{0}, std::numeric_limits<T>::infinity(), std::numeric_limits<T>::quiet_NaN()}) {
-    Dense<T> l = random_lower<T>(80, 2);
-    l(66, 66) = bad;
-    const MatrixView<const T> view = l.view();
-    CHECK(std::isinf(triangular_condition(blas_under_test(), view)));
-  }
-}

@@ -1,12 +1,10 @@
 #include "lattice_sum.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <mutex>
 #include <vector>
 
-#include "masks.hpp"
 #include "parallel.hpp"
 
 namespace qexp {
@@ -73,8 +71,7 @@ void scale_batch(std::span<const OuterProducts> layers, std::size_t first, std::
         sum += (squares(left + (first + i) * n_left, n_left) + least_square) *
                (squares(right + (first + i) * n_right, n_right) + least_square);
       }
-      const double ratio = scale.clipping_norm * (1.0 - clipping_margin) / std::sqrt(sum);
-      const double factor = scale.units_per_norm * choose(ratio >= 1.0, 1.0, ratio);
+      const double factor = clip_factor(sum, scale);
       const bool finite = sum <= std::numeric_limits<double>::max();
       for (std::size_t l = 0; l < layers.size(); ++l) {
         const auto& [left, right, n_left, n_right] = layers[l];

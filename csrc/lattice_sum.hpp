@@ -17,6 +17,7 @@
 #include <span>
 
 #include "dispatch.hpp"
+#include "masks.hpp"
 
 namespace qexp {
 
@@ -29,6 +30,15 @@ struct LatticeScale {
 // The clip leaves this much room below c for the rounding errors of norms of up to 2^30 entries,
 // so that an honest record never fails the exact check.
 inline constexpr double clipping_margin = 1.0 / (1 << 20);
+
+// What clips and scales a record of this squared norm: q min(1, c (1 - margin) / norm). Inlined
+// always, as choose() is.
+__attribute__((always_inline)) inline double clip_factor(double squared_norm,
+                                                         const LatticeScale& scale) {
+  const double norm = __builtin_sqrt(squared_norm);
+  const double ratio = scale.clipping_norm * (1.0 - clipping_margin) / norm;
+  return scale.units_per_norm * choose(ratio >= 1.0, 1.0, ratio);
+}
 
 // total[j] += sum over the m rows of trunc(q clip_c(row))[j], modulo 2^64.
 void lattice_sum(const double* rows, std::size_t m, std::size_t k, std::size_t row_stride,

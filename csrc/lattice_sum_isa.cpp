@@ -186,13 +186,6 @@ double sum_in_lanes(const double* x, std::size_t n, Ahead& ahead) {
   return first_lane(folded(part, Real::add));
 }
 
-// What clips and scales a record of this squared norm.
-double factor_of(double squared_norm, const LatticeScale& scale) {
-  const double norm = __builtin_sqrt(squared_norm);
-  const double ratio = scale.clipping_norm * (1.0 - clipping_margin) / norm;
-  return scale.units_per_norm * choose(ratio >= 1.0, 1.0, ratio);
-}
-
 // ||z||^2 of a record's integers z = trunc(t), exactly, from two sums: one in integers modulo 2^64,
 // and one in floating point that is off by less than 2^62 and thus tells the multiple of 2^64 to
 // add. With u = 2^-53, for each chunk of at most 512 entries a lane and eight more:
@@ -266,7 +259,7 @@ void add_group(const double* rows, std::size_t k, std::size_t row_stride, std::s
   std::uint64_t finite[group];
   for (std::size_t g = 0; g < group; ++g) {
     const double squared_norm = sum_in_lanes(rows + g * row_stride, k, ahead);
-    factor[g] = factor_of(squared_norm, scale);
+    factor[g] = clip_factor(squared_norm, scale);
     finite[g] = -static_cast<std::uint64_t>(squared_norm <= __DBL_MAX__);
   }
   Real::Register factors[group];

@@ -8,9 +8,18 @@ import operator
 from typing import Any, SupportsIndex
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-__all__ = ["array_digest", "count", "finite_array", "labelled", "positive", "real_array", "seed"]
+__all__ = [
+    "array_digest",
+    "count",
+    "finite_array",
+    "for_kernels",
+    "labelled",
+    "positive",
+    "real_array",
+    "seed",
+]
 
 
 def positive(value: object, name: str, *, zero_allowed: bool = False) -> float:
@@ -82,6 +91,14 @@ def labelled(
             "and (m,)"
         )
     return records, labels
+
+
+def for_kernels(array: ArrayLike, dtype: DTypeLike | None = None) -> NDArray[Any]:
+    """Return the array C-contiguous and aligned, copied only where it is not."""
+    # numpy.ascontiguousarray lets misaligned arrays pass, as of a mapped file with an odd header.
+    # A warning on a signalling NaN would tell of one record.
+    with np.errstate(all="ignore"):
+        return np.require(array, dtype, ["C", "A", "E"])
 
 
 def array_digest(array: NDArray[Any]) -> str:

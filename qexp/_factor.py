@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp import _blas, _core
+from qexp import _blas, _checks, _core
 
 __all__ = [
     "NotPositiveDefiniteError",
@@ -77,14 +77,11 @@ def whitener(inverse_factor: NDArray[np.float64]) -> Any:
 
 def row_product(matrix: NDArray[np.float64]) -> Callable[[NDArray[Any]], NDArray[np.float64]]:
     """Give the map of rows (m, a) to rows times a public matrix (a, b), each by itself."""
-    packed = _core.PackedMatrix(np.ascontiguousarray(matrix, np.float64))
+    packed = _core.PackedMatrix(_checks.for_kernels(matrix, np.float64))
 
     def product(rows: NDArray[Any]) -> NDArray[np.float64]:
         out = np.empty((len(rows), matrix.shape[1]))
-        # A warning on a signalling NaN would tell of one record.
-        with np.errstate(all="ignore"):
-            doubles = np.ascontiguousarray(rows, np.float64)
-        packed.multiply(doubles, out)
+        packed.multiply(_checks.for_kernels(rows, np.float64), out)
         return out
 
     return product

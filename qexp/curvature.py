@@ -97,7 +97,7 @@ class IdentityCurvature:
         """Give the rows in double precision."""
         # A warning on a signalling NaN would tell of one record.
         with np.errstate(all="ignore"):
-            return np.ascontiguousarray(rows, dtype=np.float64)
+            return _checks.for_kernels(rows, np.float64)
 
     def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Give y itself."""
@@ -172,7 +172,7 @@ class DenseCurvature:
         n_records = _checks.count(n_records, "n_records")
         h: NDArray[np.float64] | None = None
         for block, row_weights in _with_weights(blocks, weights):
-            rows = np.ascontiguousarray(_checks.real_array(block, "a block of curvature rows", 2))
+            rows = _checks.for_kernels(_checks.real_array(block, "a block of curvature rows", 2))
             if h is None:
                 h = new_gram(rows.shape[1])
             if rows.shape[1] != len(h):
@@ -300,7 +300,7 @@ class DenseCurvature:
 
     def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         """Turn gradients (m, k) into whitened rows s = L⁻¹ g, float64 (m, k)."""
-        rows = np.ascontiguousarray(rows)
+        rows = _checks.for_kernels(rows)
         out = np.empty(rows.shape)
         self._whitener.multiply(rows, out)
         return out
@@ -339,7 +339,7 @@ def _with_weights(
         return
     for block, of_block in zip(blocks, weights, strict=True):
         checked = _checks.finite_array(of_block, "the weights of a block of curvature rows", 1)
-        yield block, np.ascontiguousarray(checked, dtype=np.float64)
+        yield block, _checks.for_kernels(checked, np.float64)
 
 
 def _is_softmax_regression(source: Any) -> bool:

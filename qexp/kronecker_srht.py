@@ -128,10 +128,10 @@ class _Layer:
         m, (out, inp) = len(sketch), self.shape
         positions = 1 if inputs.ndim == 2 else inputs.shape[1]
         _core.kron_sketch(
-            np.ascontiguousarray(deltas).reshape(m, positions, out),
+            _checks.for_kernels(deltas).reshape(m, positions, out),
             self.left_signs,
             self._left,
-            np.ascontiguousarray(inputs).reshape(m, positions, inp),
+            _checks.for_kernels(inputs).reshape(m, positions, inp),
             self.right_signs,
             self._right,
             float(self._scale),

@@ -121,8 +121,8 @@ class KroneckerLayer(LayerCurvature):
             # ICML 2016).
             weight = 1.0 / inputs.shape[1]
             inputs, deltas = inputs.reshape(-1, inp), deltas.reshape(-1, out)
-        _core.gram_accumulate(self._input_gram, np.ascontiguousarray(inputs), weight)
-        _core.gram_accumulate(self._delta_gram, np.ascontiguousarray(deltas), 1.0)
+        _core.gram_accumulate(self._input_gram, _checks.for_kernels(inputs), weight)
+        _core.gram_accumulate(self._delta_gram, _checks.for_kernels(deltas), 1.0)
 
     def put_grams(self, input_gram: NDArray[np.float64], delta_gram: NDArray[np.float64]) -> None:
         """Take sums (lower triangles) that were accumulated elsewhere, in place of :meth:`add`."""
@@ -166,7 +166,7 @@ class KroneckerLayer(LayerCurvature):
         # Every gradient as a matrix G: L_B⁻¹ G L_A⁻ᵀ, by two products whose rows are independent.
         m, (out, inp) = len(rows), self.shape
         half = np.empty((m * out, inp))
-        self._whiten_a.multiply(np.ascontiguousarray(rows).reshape(m * out, inp), half)
+        self._whiten_a.multiply(_checks.for_kernels(rows).reshape(m * out, inp), half)
         turned = np.ascontiguousarray(half.reshape(m, out, inp).transpose(0, 2, 1))
         whole = np.empty((m * inp, out))
         self._whiten_b.multiply(turned.reshape(m * inp, out), whole)
@@ -180,13 +180,13 @@ class KroneckerLayer(LayerCurvature):
     def whiten_deltas(self, deltas: NDArray[Any]) -> NDArray[np.float64]:
         """Whiten the derivatives (m, out) alone, δ̃ = L_B⁻¹ δ."""
         whitened = np.empty(deltas.shape)
-        self._whiten_b.multiply(np.ascontiguousarray(deltas), whitened)
+        self._whiten_b.multiply(_checks.for_kernels(deltas), whitened)
         return whitened
 
     def whiten_inputs(self, inputs: NDArray[Any]) -> NDArray[np.float64]:
         """Whiten the inputs (m, in + 1) alone, ã = L_A⁻¹ a."""
         whitened = np.empty(inputs.shape)
-        self._whiten_a.multiply(np.ascontiguousarray(inputs), whitened)
+        self._whiten_a.multiply(_checks.for_kernels(inputs), whitened)
         return whitened
 
     def expected_moments(self) -> NDArray[np.float64]:
@@ -251,7 +251,7 @@ class DenseLayer(LayerCurvature):
 
     def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         out = np.empty(rows.shape)
-        self._whitener.multiply(np.ascontiguousarray(rows), out)
+        self._whitener.multiply(_checks.for_kernels(rows), out)
         return out
 
     def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -319,7 +319,7 @@ class IdentityLayer(LayerCurvature):
     def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         # A warning on a signalling NaN would tell of one record.
         with np.errstate(all="ignore"):
-            return np.ascontiguousarray(rows, dtype=np.float64)
+            return _checks.for_kernels(rows, np.float64)
 
     def whiten_factors(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> WhitenedFactors:
         if inputs.ndim == 3:

@@ -60,7 +60,7 @@ class ArrayRecords:
     Parameters
     ----------
     gradients : ndarray or memmap of float32 or float64, shape (n, p)
-        Never copied as a whole; a block at a time is, where it is not C-contiguous.
+        Never copied as a whole; a block at a time is, where it is not C-contiguous or misaligned.
     block_size : int, optional
         Records a block. Any value gives the same release, bit for bit; the default keeps a block
         near 4 MiB.
@@ -86,9 +86,9 @@ class ArrayRecords:
         return int(self._gradients.shape[1])
 
     def blocks(self) -> Iterator[NDArray[Any]]:
-        """Yield C-contiguous blocks of rows, in order."""
+        """Yield C-contiguous, aligned blocks of rows, in order."""
         for start in range(0, self.n_records, self._block_size):
-            yield np.ascontiguousarray(self._gradients[start : start + self._block_size])
+            yield _checks.for_kernels(self._gradients[start : start + self._block_size])
 
 
 class LazyRows(ABC):

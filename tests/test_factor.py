@@ -249,17 +249,14 @@ def test_other_dtypes_and_layouts_are_refused_rather_than_copied():
         _core.cholesky_inplace(np.asfortranarray(np.arange(16.0).reshape(4, 4)))
     with pytest.raises(ValueError, match="not contiguous"):
         _core.gram_accumulate(square, np.ones((3, 8))[:, ::2], 1.0)
-    with pytest.raises(ValueError, match="not contiguous"):
+    with pytest.raises(ValueError, match="run backwards"):
         _core.gram_accumulate(square, np.ones((3, 4))[::-1], 1.0)
-    with pytest.raises(ValueError, match="not contiguous"):
+    with pytest.raises(ValueError, match="overlap"):
         _core.gram_accumulate(square, np.broadcast_to(np.ones(4), (3, 4)), 1.0)
-    unaligned = np.zeros(4 * 4 * 8 + 1, np.uint8)[1:].view(np.float64).reshape(4, 4)
-    with pytest.raises(ValueError, match="not contiguous"):
-        _core.cholesky_inplace(unaligned)
 
 
 def test_shapes_are_checked():
-    with pytest.raises(ValueError, match=r"\(4,\).*not a matrix"):
+    with pytest.raises(ValueError, match=r"\(4,\).*two dimensions"):
         _core.cholesky_inplace(np.ones(4))
     with pytest.raises(ValueError, match=r"3 by 4.*square"):
         _core.cholesky_inplace(np.ones((3, 4)))

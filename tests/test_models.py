@@ -661,7 +661,7 @@ NETWORK = _core.Network([2, 3, 2], "tanh", np.zeros(17))
         (
             lambda: NETWORK.log_probabilities(np.zeros((4, 3)), np.zeros((4, 2))),
             ValueError,
-            r"x needs the shape \(4, 2\)",
+            r"x has shape \(4, 3\); it needs \(4, 2\)",
         ),
         (
             lambda: NETWORK.log_probabilities(np.zeros((4, 2), np.float32), np.zeros((4, 2))),
@@ -680,12 +680,12 @@ NETWORK = _core.Network([2, 3, 2], "tanh", np.zeros(17))
                 np.zeros((4, 2)), np.zeros(4, np.int64), np.zeros((4, 16))
             ),
             ValueError,
-            r"out needs the shape \(4, 17\)",
+            r"out has shape \(4, 16\); it needs \(4, 17\)",
         ),
         (
             lambda: NETWORK.curvature_rows(np.zeros((4, 2)), np.zeros((4, 17))),
             ValueError,
-            r"out needs the shape \(8, 17\)",
+            r"out has shape \(4, 17\); it needs \(8, 17\)",
         ),
         (
             lambda: NETWORK.curvature_factors(np.zeros((4, 2)), [np.zeros((4, 3))], []),

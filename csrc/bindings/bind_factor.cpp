@@ -11,30 +11,20 @@
 namespace qexp::bindings {
 namespace {
 
-std::string shape_of(const py::array& a) {
-  return py::str(a.attr("shape")).cast<std::string>();
-}
-
-// A matrix whose rows are contiguous and do not overlap; they may lie further apart, as in a slice.
+// BLAS takes neither rows that overlap nor rows that run backwards.
 template <class T>
 MatrixView<const T> input_matrix(const Array<T>& a, const char* name) {
-  const std::string matrix = std::string(name) + ", of shape " + shape_of(a) + ",";
-  require(a.ndim() == 2, matrix + " is not a matrix");
-  constexpr auto size = static_cast<py::ssize_t>(sizeof(T));
-  const py::ssize_t rows = a.shape(0), cols = a.shape(1);
-  const bool aligned = (a.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
-  require(
-      a.size() == 0 || (aligned && (cols == 1 || a.strides(1) == size) &&
-                        (rows == 1 || (a.strides(0) >= cols * size && a.strides(0) % size == 0))),
-      matrix + " has rows that are not contiguous");
-  return {a.data(), rows, cols, a.size() == 0 || rows == 1 ? cols : a.strides(0) / size};
+  const auto view = input_rows(a, name);
+  if (view.stride < view.cols) {
+    refuse(name, "has rows that overlap or run backwards; copy it first");
+  }
+  return view;
 }
 
 template <class T>
 MatrixView<T> output_matrix(Array<T>& a, const char* name) {
-  const MatrixView<const T> view = input_matrix(a, name);
-  require(a.writeable(), std::string(name) + " is read-only");
-  return {a.mutable_data(), view.rows, view.cols, view.stride};
+  input_matrix(a, name);
+  return output_rows(a, name);
 }
 
 template <class T>
@@ -89,9 +79,10 @@ void solve(const Array<T>& l, Array<T> b, const std::string& side, bool transpos
   const auto unknowns = output_matrix(b, "b");
   require_square(triangle, "l");
   const bool left = side == "left";
-  require(triangle.rows == (left ? unknowns.rows : unknowns.cols),
-          "b, of shape " + shape_of(b) + ", does not match l, of shape " + shape_of(l) +
-              ", on side '" + side + "'");
+  if (triangle.rows != (left ? unknowns.rows : unknowns.cols)) {
+    refuse("b", "has shape " + shape_of(b) + ", which does not match that of l, " + shape_of(l) +
+                    ", on side '" + side + "'");
+  }
   require_nonzero_diagonal(triangle);
   const Blas& blas = bound_blas();
   py::gil_scoped_release release;

@@ -35,23 +35,12 @@ void bind_kron_sketch(py::module_& module) {
         require(extent(left, 0) == extent(right, 0) && extent(left, 1) == extent(right, 1),
                 "left and right differ in their numbers of records or positions");
         require(l.kept.size() == r.kept.size(), "left_indices and right_indices differ in length");
+        require_shape(out, extent(left, 0), l.kept.size(), "out");
         // Rows may stand apart, as those of one layer do among several layers' sketches.
-        constexpr auto item = static_cast<py::ssize_t>(sizeof(T));
-        const bool fits =
-            out.ndim() == 2 && extent(out, 0) == extent(left, 0) && extent(out, 1) == l.kept.size();
-        require(fits, "out needs one row a record and one column an index");
-        require(out.size() == 0 || ((out.shape(1) == 1 || out.strides(1) == item) &&
-                                    (out.shape(0) == 1 || (out.strides(0) % item == 0 &&
-                                                           out.strides(0) >= out.shape(1) * item))),
-                "out has rows that are not contiguous or overlap");
-        require(reinterpret_cast<std::uintptr_t>(out.data()) % alignof(T) == 0,
-                "out is not aligned");
-        require(out.writeable(), "out is read-only");
-        T* const to = out.mutable_data();
-        const std::ptrdiff_t stride = out.strides(0) / item;
+        const auto to = output_rows(out, "out");
         const std::size_t m = extent(left, 0), positions = extent(left, 1);
         const py::gil_scoped_release release;
-        kron_sketch(l, r, m, positions, scale, to, stride);
+        kron_sketch(l, r, m, positions, scale, to.data, to.stride);
       },
       py::arg("left").noconvert(), py::arg("left_signs").noconvert(),
       py::arg("left_indices").noconvert(), py::arg("right").noconvert(),

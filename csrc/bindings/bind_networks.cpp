@@ -19,13 +19,6 @@ RowView<T> as_rows(std::span<T> values, std::size_t count, std::size_t columns) 
 }
 
 template <class T>
-void require_shape(const Array<T>& a, std::size_t rows, std::size_t columns, const char* name) {
-  require(a.ndim() == 2 && extent(a, 0) == rows && extent(a, 1) == columns,
-          std::string(name) + " needs the shape (" + std::to_string(rows) + ", " +
-              std::to_string(columns) + ")");
-}
-
-template <class T>
 RowView<const T> records(const Array<T>& x, const Network<T>& network) {
   require(x.ndim() == 2, "x needs 2 dimensions");
   require_shape(x, extent(x, 0), network.inputs(), "x");

@@ -13,31 +13,13 @@ struct AnyPackedMatrix {
   std::variant<PackedMatrix<float>, PackedMatrix<double>> matrix;
 };
 
-std::string shape_text(std::size_t rows, std::size_t columns) {
-  return "(" + std::to_string(rows) + ", " + std::to_string(columns) + ")";
-}
-
-// The stride of one axis in elements. NumPy leaves it arbitrary where it moves to no other item.
 template <class T>
-std::ptrdiff_t element_stride(const py::array& a, int axis, const char* name) {
-  constexpr auto size = static_cast<py::ssize_t>(sizeof(T));
-  if (a.shape(axis) <= 1 || a.size() == 0) return 1;
-  require(a.strides(axis) % size == 0, std::string(name) + " has a stride of " +
-                                           std::to_string(a.strides(axis)) +
-                                           " bytes; it needs a multiple of the item size");
-  return a.strides(axis) / size;
-}
-
-template <class T>
-RowView<T> rows_of(const py::array& a, T* data, std::size_t columns, const char* name) {
-  require(a.ndim() == 2 && static_cast<std::size_t>(a.shape(1)) == columns,
-          std::string(name) + " needs the shape (m, " + std::to_string(columns) + ")" +
-              (a.ndim() == 2 ? ", not " + shape_text(static_cast<std::size_t>(a.shape(0)),
-                                                     static_cast<std::size_t>(a.shape(1)))
-                             : ", not " + std::to_string(a.ndim()) + " dimensions"));
-  require(element_stride<T>(a, 1, name) == 1,
-          std::string(name) + " needs contiguous rows; only the row stride is free");
-  return {data, static_cast<std::size_t>(a.shape(0)), element_stride<T>(a, 0, name)};
+RowView<T> with_columns(MatrixView<T> rows, std::size_t columns, const char* name) {
+  if (static_cast<std::size_t>(rows.cols) != columns) {
+    refuse(name, "has rows of " + std::to_string(rows.cols) + " numbers; it needs " +
+                     std::to_string(columns));
+  }
+  return {rows.data, static_cast<std::size_t>(rows.rows), rows.stride};
 }
 
 template <class T>
@@ -49,15 +31,11 @@ std::pair<const T*, const T*> extent_in_memory(const RowView<T>& rows, std::size
 
 template <class S, class T>
 void multiply(const PackedMatrix<T>& b, const Array<S>& a, Array<T>& out, bool accumulate) {
-  require(out.writeable(), "out is read-only");
-  const auto a_rows = rows_of<const S>(a, a.data(), b.rows(), "a");
-  const auto c_rows = rows_of<T>(out, out.mutable_data(), b.columns(), "out");
+  const auto a_rows = with_columns(input_rows(a, "a"), b.rows(), "a");
+  const auto c_rows = with_columns(output_rows(out, "out"), b.columns(), "out");
   require(a_rows.count == c_rows.count, "a has " + std::to_string(a_rows.count) +
                                             " rows but out has " + std::to_string(c_rows.count));
   if (c_rows.count == 0 || b.columns() == 0) return;
-  const auto columns = static_cast<std::ptrdiff_t>(b.columns());
-  require(c_rows.count == 1 || c_rows.stride >= columns || c_rows.stride <= -columns,
-          "the rows of out overlap each other");
   if (b.rows() > 0) {
     const auto [a_begin, a_end] = extent_in_memory(a_rows, b.rows());
     const auto [c_begin, c_end] = extent_in_memory(c_rows, b.columns());
@@ -71,8 +49,9 @@ void multiply(const PackedMatrix<T>& b, const Array<S>& a, Array<T>& out, bool a
 template <class T>
 AnyPackedMatrix pack(const Array<T>& b, Filled filled) {
   require(b.ndim() == 2, "b has " + std::to_string(b.ndim()) + " dimensions; it needs 2");
-  const auto row_stride = element_stride<T>(b, 0, "b");
-  const auto column_stride = element_stride<T>(b, 1, "b");
+  require_aligned(b, "b");
+  constexpr auto size = static_cast<std::ptrdiff_t>(sizeof(T));
+  const std::ptrdiff_t row_stride = b.strides(0) / size, column_stride = b.strides(1) / size;
   const T* data = b.data();
   const std::size_t rows = extent(b, 0), columns = extent(b, 1);
   py::gil_scoped_release release;

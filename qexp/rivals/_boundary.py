@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from qexp import _checks
 from qexp._bounds import clip_shares
 from qexp._progress import progress_bar
 from qexp.bits import BitGenerator
@@ -398,10 +399,7 @@ def poisson_sample(n_records: int, rate: float, bits: BitGenerator) -> NDArray[n
 
 def _in_doubles(blocks: Iterable[Pairs]) -> Iterator[Pairs]:
     for pairs in blocks:
-        # A warning on a signalling NaN would tell of one record.
-        with np.errstate(all="ignore"):
-            doubles = [
-                (np.ascontiguousarray(left, np.float64), np.ascontiguousarray(right, np.float64))
-                for left, right in pairs
-            ]
-        yield doubles
+        yield [
+            (_checks.for_kernels(left, np.float64), _checks.for_kernels(right, np.float64))
+            for left, right in pairs
+        ]

@@ -361,7 +361,7 @@ def _product(matrix: NDArray[np.float64], dtype: np.dtype[Any]) -> _core.PackedM
 
 def _multiplied(rows: NDArray[Real], matrix: _core.PackedMatrix) -> NDArray[Real]:
     out = np.empty((len(rows), matrix.shape[1]), rows.dtype)
-    matrix.multiply(np.ascontiguousarray(rows), out)
+    matrix.multiply(_checks.for_kernels(rows), out)
     return out
 
 

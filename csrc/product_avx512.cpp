@@ -84,6 +84,100 @@ QEXP_INLINE void add_tile(const T* product, Sum alpha, Sum* c, Index ldc, Index 
   }
 }
 
+// For each `leaf_chunk` rows: the negated coefficients of all earlier unknowns and of their own,
+// with the diagonal inverted. Rows beyond n are those of the identity.
+template <class T>
+void write_coefficients(Index n, Index padded, Strided<const T> t, T* next) {
+  for (Index first = 0; first < padded; first += leaf_chunk) {
+    for (Index j = 0; j < first + leaf_chunk; ++j) {
+      for (Index i = first; i < first + leaf_chunk; ++i, ++next) {
+        if (i >= n) {
+          *next = i == j;
+        } else if (j < i) {
+          *next = -t.data[i * t.row + j * t.column];
+        } else {
+          *next = i == j ? T{1} / t.data[i * t.row + i * t.column] : T{0};
+        }
+      }
+    }
+  }
+}
+
+// Some columns of X, at most a tile's, as a strip of a tile's width; missing columns are zero.
+// Loops are unrolled where they are so short that their time hangs on where the linker puts them.
+template <class T>
+QEXP_INLINE void load_strip(Index n, Index count, Strided<T> x, T* strip) {
+  constexpr Index width = tile_columns<T>;
+  if (x.column == 1 && count == width) {
+    for (Index i = 0; i < n; ++i) {
+      for (Index c = 0; c < width; ++c) strip[i * width + c] = x.data[i * x.row + c];
+    }
+  } else {
+    for (Index c = 0; c < count; ++c) {
+#pragma GCC unroll 8
+      for (Index i = 0; i < n; ++i) strip[i * width + c] = x.data[i * x.row + c * x.column];
+    }
+    for (Index c = count; c < width; ++c) {
+      for (Index i = 0; i < n; ++i) strip[i * width + c] = 0;
+    }
+  }
+}
+
+template <class T>
+QEXP_INLINE void store_strip(Index n, Index count, const T* strip, Strided<T> x) {
+  constexpr Index width = tile_columns<T>;
+  if (x.column == 1 && count == width) {
+    for (Index i = 0; i < n; ++i) {
+      for (Index c = 0; c < width; ++c) x.data[i * x.row + c] = strip[i * width + c];
+    }
+  } else {
+    for (Index c = 0; c < count; ++c) {
+#pragma GCC unroll 8
+      for (Index i = 0; i < n; ++i) x.data[i * x.row + c * x.column] = strip[i * width + c];
+    }
+  }
+}
+
+// Forward substitution in the strip, `leaf_chunk` unknowns at a time in registers.
+template <class T>
+QEXP_INLINE void solve_strip(Index padded, const T* coefficient, T* strip) {
+  using V = Vec<T>;
+  constexpr Index width = tile_columns<T>, half = width / 2;
+  for (Index first = 0; first < padded; first += leaf_chunk) {
+    T* const rows = strip + first * width;
+    typename V::Register unknown[leaf_chunk][2];
+#pragma GCC unroll 8
+    for (Index r = 0; r < leaf_chunk; ++r) {
+      unknown[r][0] = V::load(rows + r * width);
+      unknown[r][1] = V::load(rows + r * width + half);
+    }
+    for (Index j = 0; j < first; ++j, coefficient += leaf_chunk) {
+      const auto x0 = V::load(strip + j * width), x1 = V::load(strip + j * width + half);
+#pragma GCC unroll 8
+      for (Index r = 0; r < leaf_chunk; ++r) {
+        const auto factor = V::broadcast(coefficient[r]);
+        unknown[r][0] = V::fma(factor, x0, unknown[r][0]);
+        unknown[r][1] = V::fma(factor, x1, unknown[r][1]);
+      }
+    }
+#pragma GCC unroll 8
+    for (Index j = 0; j < leaf_chunk; ++j) {
+      const auto inverse = V::broadcast(coefficient[j * leaf_chunk + j]);
+      unknown[j][0] = V::mul(unknown[j][0], inverse);
+      unknown[j][1] = V::mul(unknown[j][1], inverse);
+#pragma GCC unroll 8
+      for (Index r = j + 1; r < leaf_chunk; ++r) {
+        const auto factor = V::broadcast(coefficient[j * leaf_chunk + r]);
+        unknown[r][0] = V::fma(factor, unknown[j][0], unknown[r][0]);
+        unknown[r][1] = V::fma(factor, unknown[j][1], unknown[r][1]);
+      }
+      V::store(rows + j * width, unknown[j][0]);
+      V::store(rows + j * width + half, unknown[j][1]);
+    }
+    coefficient += leaf_chunk * leaf_chunk;
+  }
+}
+
 }  // namespace
 
 template <class T, class Sum>
@@ -126,93 +220,19 @@ void add_product(Index m, Index n, Index k, Sum alpha, Strided<const T> a, Strid
 
 template <class T>
 void solve_leaf(Index n, Index columns, Strided<const T> t, Strided<T> x, T* workspace) {
-  using V = Vec<T>;
-  constexpr Index width = tile_columns<T>, half = width / 2;
-  constexpr Index chunk = 8;
-  const Index padded = (n + chunk - 1) / chunk * chunk;
-
-  // For each eight rows: the negated coefficients of all earlier unknowns and of these eight, with
-  // the diagonal inverted. Rows beyond n are those of the identity.
+  constexpr Index width = tile_columns<T>;
+  static_assert(width <= leaf_columns);
+  const Index padded = (n + leaf_chunk - 1) / leaf_chunk * leaf_chunk;
   T* const coefficients = workspace;
-  T* next = coefficients;
-  for (Index first = 0; first < padded; first += chunk) {
-    for (Index j = 0; j < first + chunk; ++j) {
-      for (Index i = first; i < first + chunk; ++i, ++next) {
-        if (i >= n) {
-          *next = i == j;
-        } else if (j < i) {
-          *next = -t.data[i * t.row + j * t.column];
-        } else {
-          *next = i == j ? T{1} / t.data[i * t.row + i * t.column] : T{0};
-        }
-      }
-    }
-  }
-
-  T* const strip = workspace + leaf_size * (leaf_size + chunk);
-  for (Index i = n; i < padded; ++i) {
-    for (Index c = 0; c < width; ++c) strip[i * width + c] = 0;
-  }
+  T* const strip = workspace + leaf_size * (leaf_size + leaf_chunk);
+  write_coefficients(n, padded, t, coefficients);
+  for (Index i = n * width; i < padded * width; ++i) strip[i] = 0;
   for (Index column = 0; column < columns; column += width) {
     const Index count = least(width, columns - column);
-    T* const from = x.data + column * x.column;
-    if (x.column == 1 && count == width) {
-      for (Index i = 0; i < n; ++i) {
-        for (Index c = 0; c < width; ++c) strip[i * width + c] = from[i * x.row + c];
-      }
-    } else {
-      for (Index c = 0; c < count; ++c) {
-        for (Index i = 0; i < n; ++i) strip[i * width + c] = from[i * x.row + c * x.column];
-      }
-      for (Index c = count; c < width; ++c) {
-        for (Index i = 0; i < n; ++i) strip[i * width + c] = 0;
-      }
-    }
-
-    const T* coefficient = coefficients;
-    for (Index first = 0; first < padded; first += chunk) {
-      T* const rows = strip + first * width;
-      typename V::Register unknown[chunk][2];
-#pragma GCC unroll 8
-      for (Index r = 0; r < chunk; ++r) {
-        unknown[r][0] = V::load(rows + r * width);
-        unknown[r][1] = V::load(rows + r * width + half);
-      }
-      for (Index j = 0; j < first; ++j, coefficient += chunk) {
-        const auto x0 = V::load(strip + j * width), x1 = V::load(strip + j * width + half);
-#pragma GCC unroll 8
-        for (Index r = 0; r < chunk; ++r) {
-          const auto factor = V::broadcast(coefficient[r]);
-          unknown[r][0] = V::fma(factor, x0, unknown[r][0]);
-          unknown[r][1] = V::fma(factor, x1, unknown[r][1]);
-        }
-      }
-#pragma GCC unroll 8
-      for (Index j = 0; j < chunk; ++j) {
-        const auto inverse = V::broadcast(coefficient[j * chunk + j]);
-        unknown[j][0] = V::mul(unknown[j][0], inverse);
-        unknown[j][1] = V::mul(unknown[j][1], inverse);
-#pragma GCC unroll 8
-        for (Index r = j + 1; r < chunk; ++r) {
-          const auto factor = V::broadcast(coefficient[j * chunk + r]);
-          unknown[r][0] = V::fma(factor, unknown[j][0], unknown[r][0]);
-          unknown[r][1] = V::fma(factor, unknown[j][1], unknown[r][1]);
-        }
-        V::store(rows + j * width, unknown[j][0]);
-        V::store(rows + j * width + half, unknown[j][1]);
-      }
-      coefficient += chunk * chunk;
-    }
-
-    if (x.column == 1 && count == width) {
-      for (Index i = 0; i < n; ++i) {
-        for (Index c = 0; c < width; ++c) from[i * x.row + c] = strip[i * width + c];
-      }
-    } else {
-      for (Index c = 0; c < count; ++c) {
-        for (Index i = 0; i < n; ++i) from[i * x.row + c * x.column] = strip[i * width + c];
-      }
-    }
+    const Strided<T> part{x.data + column * x.column, x.row, x.column};
+    load_strip(n, count, part, strip);
+    solve_strip(padded, coefficients, strip);
+    store_strip(n, count, strip, part);
   }
 }
 

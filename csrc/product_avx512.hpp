@@ -35,9 +35,11 @@ template <class T, class Sum>
 void add_product(std::int64_t m, std::int64_t n, std::int64_t k, Sum alpha, Strided<const T> a,
                  Strided<const T> b, Sum* c, std::int64_t ldc, std::int64_t diagonal, T* workspace);
 
-// Largest triangle of solve_leaf, and its elements of workspace, aligned to 64 bytes.
-inline constexpr std::int64_t leaf_size = 64;
-inline constexpr std::int64_t leaf_workspace = leaf_size * (leaf_size + 8 + 32);
+// Largest triangle of solve_leaf, how many of its unknowns and columns of X are in registers at a
+// time (of float; half as many columns of double), and its elements of workspace, aligned to 64
+// bytes.
+inline constexpr std::int64_t leaf_size = 64, leaf_chunk = 8, leaf_columns = 32;
+inline constexpr std::int64_t leaf_workspace = leaf_size * (leaf_size + leaf_chunk + leaf_columns);
 
 // Forward substitution in place: T X = X for a lower triangular T of order n <= leaf_size and many
 // columns of X. Backward substitution is this with both indices of T, and X's rows, running down.

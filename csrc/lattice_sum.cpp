@@ -8,13 +8,18 @@
 #include "parallel.hpp"
 
 namespace qexp {
+namespace {
+
+// A thread is worth starting for so many entries.
+constexpr std::size_t grain_entries = 200'000;
+
+}  // namespace
 
 void lattice_sum(const double* rows, std::size_t m, std::size_t k, std::size_t row_stride,
                  const LatticeScale& scale, std::uint64_t* total) {
   const auto add_rows = QEXP_DISPATCH(lattice_add_rows);
   std::mutex total_mutex;
-  // A thread is worth starting for some hundred thousand entries.
-  const std::size_t grain = 1 + 200'000 / (k + 1);
+  const std::size_t grain = 1 + grain_entries / (k + 1);
   parallel_for(m, grain, [&](std::size_t begin, std::size_t end) {
     std::vector<std::uint64_t> partial(k);
     add_rows(rows + begin * row_stride, end - begin, k, row_stride, scale, partial.data());
@@ -64,7 +69,7 @@ void scale_batch(std::span<const OuterProducts> layers, std::size_t first, std::
   const auto scaled = QEXP_DISPATCH(scale_or_null);
   std::size_t entries = 1;
   for (const OuterProducts& layer : layers) entries += layer.n_left + layer.n_right;
-  parallel_for(records, 1 + 200'000 / entries, [&](std::size_t begin, std::size_t end) {
+  parallel_for(records, 1 + grain_entries / entries, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
       double sum = 0;
       for (const auto& [left, right, n_left, n_right] : layers) {
@@ -91,7 +96,7 @@ void add_panels(const Panels& p, std::size_t records, std::size_t n_left, std::s
   const auto tile = QEXP_DISPATCH(lattice_outer_tile);
   const std::size_t down = divide_up(n_left, outer_rows);
   const std::size_t across = divide_up(n_right, outer_columns);
-  const std::size_t grain = 1 + 200'000 / (records * outer_rows * outer_columns);
+  const std::size_t grain = 1 + grain_entries / (records * outer_rows * outer_columns);
   parallel_for(down * across, grain, [&](std::size_t begin, std::size_t end) {
     for (std::size_t t = begin; t < end; ++t) {
       // Down the rows first: the panel of right factors stays in cache.

@@ -151,6 +151,7 @@ void run_on_threads(std::size_t parts, void (*call)(const void*, std::size_t),
   try {
     for (; started < parts; ++started) threads.emplace_back(call, context, started);
   } catch (const std::system_error&) {
+    // No more threads to be had: this one does the rest.
   }
   call(context, 0);
   for (; started < parts; ++started) call(context, started);

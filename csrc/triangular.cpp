@@ -20,7 +20,7 @@ struct Halves {
         l22(l.block(k, k, l.rows - k, l.rows - k)) {}
 };
 
-// Forward or backward substitution, row by row: for the leaves of the inverse.
+// Forward substitution, one column of the inverse after another: for its leaves.
 template <class T>
 void invert_leaf(MatrixView<T> l) {
   for (std::int64_t j = 0; j < l.rows; ++j) {

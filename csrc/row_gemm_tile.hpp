@@ -1,6 +1,6 @@
 // The innermost step of row_gemm: one register tile of C, compiled once per instruction set.
 //
-// Apart from row_gemm.hpp because the per-instruction-set source must not see the standard
+// Apart from row_gemm.hpp because the per-instruction-set source must not emit the standard
 // library's inline code (see simd.hpp).
 #pragma once
 

@@ -1,9 +1,11 @@
 // Vec<T>: one register of the instruction set that this source is being compiled for.
 //
-// Included only by the *_isa.cpp sources, which CMake compiles once per instruction set with
-// QEXP_ISA naming the set. Everything lives in qexp::<QEXP_ISA>, so the copies never meet; for the
-// same reason those sources keep to headers without inline code of the standard library, whose
-// functions the linker could otherwise pick from the AVX-512 copy for everyone.
+// Included only by sources that CMake compiles for one instruction set, which QEXP_ISA names:
+// *_isa.cpp for each of them, product_avx512.cpp for its own. What these define lives in
+// qexp::<QEXP_ISA> or has internal linkage, and what they call of other headers is inlined always,
+// so the copies never meet. A function that is merely inline, as the standard library's are, would
+// be emitted as a weak symbol, which the linker could take from the AVX-512 copy for everyone. A
+// test looks for such symbols in the objects.
 //
 // fma() is fused on every set but x86-64's baseline, which has no such instruction. Kernels that
 // apply one fma chain per output element therefore give the same bits under AVX2, AVX-512 and

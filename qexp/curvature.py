@@ -95,9 +95,7 @@ class IdentityCurvature:
 
     def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         """Give the rows in double precision."""
-        # A warning on a signalling NaN would tell of one record.
-        with np.errstate(all="ignore"):
-            return _checks.for_kernels(rows, np.float64)
+        return _checks.for_kernels(rows, np.float64)
 
     def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Give y itself."""

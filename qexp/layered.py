@@ -317,9 +317,7 @@ class IdentityLayer(LayerCurvature):
         self.effective_dimension = float(self.n_parameters)
 
     def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
-        # A warning on a signalling NaN would tell of one record.
-        with np.errstate(all="ignore"):
-            return _checks.for_kernels(rows, np.float64)
+        return _checks.for_kernels(rows, np.float64)
 
     def whiten_factors(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> WhitenedFactors:
         if inputs.ndim == 3:

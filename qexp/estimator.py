@@ -351,6 +351,11 @@ class PrivateFineTuner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "schedule"
             )
         if self.schedule is not None:
+            if not isinstance(self.schedule, Schedule):
+                raise TypeError(
+                    f"schedule is a {type(self.schedule).__name__}; it needs a qexp Schedule, or "
+                    'None, with rounds="plan" or a number of rounds'
+                )
             if self.curvature_share != 0.0:
                 raise ValueError(
                     f"curvature_share is {self.curvature_share!r} beside a schedule; give it as "

@@ -296,7 +296,7 @@ def image_surrogates(
     low, high = float(features.min()), float(features.max())
     if not low < high:
         raise ValueError(f"all pixels of the public images are {low:g}; they need to differ")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_checks.seed(seed))
 
     def draw() -> Callable[[float], ImageShift]:
         d = rng.standard_normal(8).tolist()
@@ -374,7 +374,7 @@ def table_surrogates(
         )
     centre = features.mean(axis=0, dtype=np.float64)
     deviation = features.std(axis=0, dtype=np.float64)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_checks.seed(seed))
 
     def draw() -> Callable[[float], TableShift]:
         d = rng.standard_normal((3, features.shape[1]))
@@ -455,7 +455,8 @@ def _calibrated(
 ) -> Any:
     """Find by bisection the strength that leaves the model that share of its score above chance."""
     if not whole:
-        chosen = np.random.default_rng(seed).permutation(len(X))[:_CALIBRATION_RECORDS]
+        rng = np.random.default_rng(_checks.seed(seed))
+        chosen = rng.permutation(len(X))[:_CALIBRATION_RECORDS]
         X, y = X[chosen], y[chosen]
 
     def measured(X: NDArray[Any], y: NDArray[Any]) -> float:
@@ -469,7 +470,7 @@ def _calibrated(
     weak, strong = 0.0, 8.0
     for _ in range(_BISECTIONS):
         middle = (weak + strong) / 2
-        shifted, labels = at(middle)(X, y, np.random.default_rng(seed))
+        shifted, labels = at(middle)(X, y, np.random.default_rng(_checks.seed(seed)))
         if measured(shifted, labels) > target:
             weak = middle
         else:

@@ -351,6 +351,20 @@ def test_a_label_that_is_no_class_spoils_its_own_row_alone(label):
     np.testing.assert_array_equal(bits(rows[others]), bits(clean[others]))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_what_is_masked_is_not_there(dtype):
+    model = make([6, 7, 4])
+    X, y = data(model, 30)
+    X = np.round(10 * X).astype(dtype)
+    masked = np.ma.masked_array(X.copy(), np.zeros(X.shape, bool))
+    masked.data[11, 2] = 9
+    masked[11, 2] = np.ma.masked
+    rows, clean = all_rows(model.gradient_blocks(masked, y)), all_rows(model.gradient_blocks(X, y))
+    others = np.arange(30) != 11
+    assert np.isnan(rows[11]).all()
+    np.testing.assert_array_equal(bits(rows[others]), bits(clean[others]))
+
+
 @pytest.mark.parametrize("kind", bad_records.ROWS)
 def test_a_bad_row_of_a_list_spoils_itself_alone(kind):
     model = make([6, 7, 4])
@@ -623,7 +637,11 @@ X, Y = data(MODEL, 5)
         (lambda: MODEL.curvature_blocks(X, labels="true"), ValueError, "'sampled'"),
         (lambda: MODEL.curvature_blocks(X, labels="given"), ValueError, "only with it"),
         (lambda: MODEL.curvature_blocks(X, y=Y), ValueError, "only with it"),
-        (lambda: MODEL.curvature_blocks(X, seed=-1), ValueError, "non-negative"),
+        (
+            lambda: MODEL.curvature_blocks(X, seed=-1),
+            ValueError,
+            "seed is -1; it needs to be from 0",
+        ),
         (
             lambda: MODEL.curvature_blocks(X, labels="given", y=[0, 1, 2, 7, 0]),
             ValueError,

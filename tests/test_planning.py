@@ -522,8 +522,27 @@ def test_a_plan_has_the_noise_of_its_relation(digits):
         assert one["noise_loss"] == pytest.approx(other["noise_loss"], rel=1e-9)
     assert strict.table[0]["noise_loss"] > 1.5 * looser.table[0]["noise_loss"]
     assert [point["epsilon"] for point in strict.curve] == [1, 2, 4, 8, 16]
-    with pytest.raises(ValueError, match="'replace_special' or 'replace_one'"):
+    with pytest.raises(ValueError, match=r"use 'replace_special' .* or 'replace_one'"):
         planned(digits, neighboring_relation="add_or_remove_one")
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"target_epsilon": None}, TypeError, "epsilon must be a real number"),
+        ({"rounds": 0}, ValueError, "rounds is 0, and there is no candidate schedule of so many"),
+        ({"seed": -1}, ValueError, "seed is -1; it needs to be from 0"),
+    ],
+)
+def test_a_plan_of_nothing_is_refused(digits, changes, kind, words):
+    with pytest.raises(kind, match=words):
+        planned(digits, **changes)
+
+
+def test_public_labels_that_are_no_classes_are_refused(digits):
+    model, X, y = digits
+    with pytest.raises(ValueError, match="is none of the classes 0"):
+        planned((model, X, y + 1))
 
 
 def test_rehearsals_have_curvature_of_their_own_records(digits):

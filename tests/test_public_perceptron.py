@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from qexp.bits import insecure_test_generator
+from qexp.layered import KroneckerCurvature
 from qexp.models import mlp, softmax_regression
 from qexp.models._public_perceptron import PublicPerceptron
 from qexp.rivals._accounting import Target
@@ -103,3 +104,12 @@ def test_adamix_finds_the_same_subspaces_in_a_trial(subspace, rank):
         assert (found.dtype, found.shape) == (np.float32, expected.shape)
         np.testing.assert_allclose(found.T @ found, np.eye(found.shape[1]), atol=1e-5)
         np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=2e-3)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_its_curvature_is_the_perceptron_s(model):
+    weights = (1.5 * model.weights).astype(np.float32)
+    expected = KroneckerCurvature.from_model(model.with_weights(weights), X, damping=0.1, seed=3)
+    public = PublicPerceptron(model).with_weights(weights)
+    found = KroneckerCurvature.from_model(public, X, damping=0.1, seed=3)
+    assert found.describe() == expected.describe()

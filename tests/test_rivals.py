@@ -461,6 +461,17 @@ def test_a_signalling_nan_warns_of_nothing(monkeypatch, record):
         assert np.isfinite(run("dp_gd").release.weights).all()
 
 
+@pytest.mark.parametrize("name", ["dp_ls", "dp_newton", "dp_fc"])
+def test_a_head_whose_matrix_is_singular_diverges(name, monkeypatch):
+    def singular(matrix, right):
+        raise np.linalg.LinAlgError("Singular matrix")
+
+    monkeypatch.setattr(np.linalg, "solve", singular)
+    result = run(name)
+    assert result.stopped_because == "diverged"
+    assert np.isfinite(result.release.weights).all()
+
+
 def test_adamix_can_train_on_public_records_first():
     settings = AdaMixSettings(steps=1, public_steps=30, learning_rate=1e-9)
     before = HEAD.loss(X_PUBLIC, Y_PUBLIC)

@@ -41,6 +41,7 @@ class PublicPerceptron:
         self.layer_shapes, self.n_classes = model.layer_shapes, model.n_classes
         self.weights: NDArray[np.float32] = model.weights.astype(np.float32)
         self.fit = model.fit
+        self._checked = model
         self._is_tanh = model.activation == "tanh"
         self._kept: dict[int, tuple[NDArray[Any], list[list[Factors]]]] = {}
 
@@ -49,6 +50,10 @@ class PublicPerceptron:
         other = copy.copy(self)
         other.weights, other._kept = weights.astype(np.float32, copy=False), {}
         return other
+
+    def curvature_blocks(self, X: NDArray[Any], **settings: Any) -> Any:
+        """Return the source of curvature of the perceptron at these weights."""
+        return self._checked.with_weights(self.weights).curvature_blocks(X, **settings)
 
     def predict_log_proba(self, X: NDArray[Any]) -> NDArray[np.float32]:
         """Return the logarithms (n, K) of the class probabilities."""

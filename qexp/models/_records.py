@@ -58,6 +58,10 @@ def with_dtype(values: Any, width: int | None = None) -> Any:
     float64 array of shape (n,) or (n, width), or what was given if it has a dtype of its own. What
     is neither is an array without dimensions, for a check of shapes to refuse.
     """
+    if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "buif":
+        # What is masked is not there, whatever stands under the mask.
+        dtype = values.dtype if values.dtype == np.float32 else np.float64
+        return np.ma.filled(values.astype(dtype), np.nan)
     if has_dtype(values):
         dtypes = declared_dtypes(values) or []
         if any(not isinstance(dtype, np.dtype) for dtype in dtypes) and all(

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks
 from qexp._parallel import threads_for
+from qexp.models._records import require_labels_of
 from qexp.planning._halving import Effort, named_effort
 from qexp.planning._scorer import Score, Scorer
 from qexp.planning._trials import Maker
@@ -153,6 +154,7 @@ def _records(
     X = X.astype(getattr(model, "dtype", np.float32), copy=False)
     if not np.all(np.isfinite(X)):
         raise ValueError("X_public holds NaN or infinite values; public records must be finite")
+    require_labels_of(model, y)
     return X, y
 
 
@@ -191,7 +193,7 @@ def split_shifted(
     Where there are fewer, and a shift has several views of a record, those of the private ones are
     taken: on a few records for many, long steps overfit that do not on many.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_checks.seed(seed))
     shifted, labels = shift(X, y, rng)
     order = rng.permutation(len(shifted))
     n_private = min(n_records, int(_PRIVATE_SHARE * len(order)))

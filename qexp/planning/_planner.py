@@ -181,6 +181,7 @@ def plan(
     """
     n = _checks.count(n_records, "n_records")
     factor = sensitivity_factor(neighboring_relation)
+    calibrate_mu(target_epsilon, target_delta)  # checks both
 
     def noise(epsilon: float) -> float:
         return factor / (n * calibrate_mu(epsilon, target_delta))
@@ -225,7 +226,10 @@ def plan(
     if rounds is not None:
         grid = [schedule for schedule in grid if schedule.rounds == rounds]
     if not grid:
-        raise ValueError("there is no candidate schedule of that many rounds; give at least one")
+        raise ValueError(
+            f"rounds is {rounds!r}, and there is no candidate schedule of so many; it needs to be "
+            "None, a number of rounds, or that of a candidate"
+        )
     whole = [k for k in simulation.domains if k not in subspaces]
     pool = [(schedule, k) for schedule in grid for k in whole]
     pool += [(schedule, k) for schedule in subspace_schedules(rounds) for k in subspaces]

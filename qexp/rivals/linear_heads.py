@@ -162,6 +162,15 @@ def _outer(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64
     return (a[:, :, None] * b[:, None, :]).reshape(len(a), -1)
 
 
+def _solved(matrix: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Solve; NaN where noise and rounding left the matrix singular, so that the run diverges."""
+    try:
+        solution: NDArray[Any] = np.linalg.solve(matrix, right)
+    except np.linalg.LinAlgError:
+        return np.full_like(right, np.nan)
+    return solution
+
+
 def _tune_ls(
     model: Any, boundary: Boundary, settings: LeastSquaresSettings, public: PublicData | None
 ) -> Tuned:
@@ -184,7 +193,7 @@ def _tune_ls(
     ).reshape(classes, d)
     theta = np.stack(
         [
-            np.linalg.solve(
+            _solved(
                 _ridged(
                     _positive_semidefinite(own[c]) + settings.global_weight * shared,
                     settings.ridge,
@@ -242,9 +251,7 @@ def _tune_newton(
             label="gradient",
         ).reshape(classes, d)
         change = [
-            np.linalg.solve(
-                _ridged(_positive_semidefinite(hessian[c]), settings.ridge), gradient[c]
-            )
+            _solved(_ridged(_positive_semidefinite(hessian[c]), settings.ridge), gradient[c])
             for c in range(classes)
         ]
         return settings.learning_rate * np.stack(change)
@@ -258,7 +265,7 @@ def _tune_fc(
     head = head_of(model, settings, public, boundary.dtype)
     d, classes = head.n_features, head.n_classes
     boundary.plan_full_batch([1.0] * (1 + settings.steps))
-    preconditioner = np.linalg.inv(_ridged(_second_moments(boundary, head), settings.ridge))
+    preconditioner = _solved(_ridged(_second_moments(boundary, head), settings.ridge), np.eye(d))
     # The gradient of a mean of K logistic losses is at most √K/K long.
     clipping_norm = min(settings.clipping_norm, 1 / math.sqrt(classes))
 

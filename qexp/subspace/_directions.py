@@ -15,6 +15,7 @@ from qexp._parallel import several_at_once, threads_for
 from qexp._progress import progress_bar
 from qexp.layered import KroneckerCurvature
 from qexp.models._public_perceptron import for_public_records
+from qexp.models._records import require_labels_of
 from qexp.subspace._projection import PublicSubspace, SubspaceLayer
 from qexp.surrogates import Surrogate, image_surrogates
 
@@ -182,11 +183,12 @@ def learn_directions(
     embedding perturbation for private learning", ICLR 2021.
     """
     X, y = _checks.labelled(X_public, y_public)
+    require_labels_of(model, y)
     given = list(moves)
     if not given or not all(callable(move) for move in given):
         raise TypeError("moves needs functions move(X, y, rng) -> (X, y), at least one")
     curvature = KroneckerCurvature.from_model(model, X, damping=DAMPING)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_checks.seed(seed))
     found: list[list[NDArray[np.float32]]] = []
     threads = threads_for(model)
 

@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.linalg import solve_triangular
 
 import qexp
-from qexp import mechanism
+from qexp import _config, mechanism
 from qexp.bits import insecure_test_generator
 
 P, N, DRAWS = 300, 20, 2000
@@ -52,8 +52,8 @@ def whitened_draws(request):
     draws = np.empty((DRAWS, k))
     with pytest.MonkeyPatch.context() as patch:
         # Public and the same for every draw; they would take longer than the draws themselves.
-        software = mechanism._config.software()
-        patch.setattr(mechanism._config, "software", lambda: dict(software))
+        software = _config.software()
+        patch.setattr(_config, "software", lambda: dict(software))
         patch.setattr(mechanism, "calibrate_mu", lru_cache(mechanism.calibrate_mu))
         for seed in range(DRAWS):
             release = qexp.sample_private_weights(

@@ -6,8 +6,8 @@ one noisy sum, made in exact integer arithmetic. See :func:`sample_private_weigh
 
 import sys
 
-from qexp import bits
-from qexp._config import check_instruction_set, config, show_config
+from qexp import _config, bits
+from qexp._config import config, show_config
 from qexp._core import __version__
 from qexp._threads import register_threadpool_controller
 from qexp.curvature import (
@@ -65,7 +65,7 @@ __all__ = [
     "to_dp_event",
 ]
 
-check_instruction_set()
+_config.check_instruction_set()
 # Where thread pools are being controlled already, qexp's own count is one of them.
 if hasattr(sys.modules.get("threadpoolctl"), "register"):
     register_threadpool_controller()

@@ -160,7 +160,8 @@ def test_an_error_of_one_rank_is_an_error_of_all_and_costs_nothing(alone, tmp_pa
     fire = "OSError | [Errno 5] the disk is on fire"
     assert root["records of rank 1"] == [fire + note.format(1), fire]
     assert root["records of the root"] == [fire, fire + note.format(0)]
-    assert root["second round"] == [fire + note.format(1), fire]
+    paid = " | 1 round(s) of the fine-tuning are paid for: they are in `.result` of this exception"
+    assert root["second round"] == [fire + note.format(1) + paid, fire]
     assert root["charged"] == [0, 1]
     mine, theirs = root["budget"]
     assert mine.startswith("BudgetExceededError | ")
@@ -208,7 +209,7 @@ def test_an_error_that_nobody_catches_ends_the_job_with_its_message(tmp_path, ca
 @needs_mpi
 def test_a_rank_killed_at_any_moment_ends_the_job_and_loses_nothing(tmp_path):
     chance = np.random.default_rng(0)
-    rounds, kills = 200, 0
+    rounds, kills, longest = 200, 0, 0.25
     while kills < 20:
         places = [tmp_path / f"rank-{rank}" for rank in range(2)]
         for place in places:
@@ -217,12 +218,14 @@ def test_a_rank_killed_at_any_moment_ends_the_job_and_loses_nothing(tmp_path):
             while not all(place.exists() and place.read_text() for place in places):
                 assert process.poll() is None, process.communicate()
                 time.sleep(0.005)
-            time.sleep(chance.uniform(0, 0.25))
+            time.sleep(chance.uniform(0, longest))
             os.kill(int(places[chance.integers(2)].read_text()), signal.SIGKILL)
             process.communicate(timeout=30)
         assert process.returncode != 0
         kills += 1
         assert not (tmp_path / "release.npz").exists()
+        if not (tmp_path / "ledger.json").exists():
+            longest = min(4.0, 2 * longest)  # a busy machine: no round was done yet
 
     expected = job["tune"](SingleProcess(), schedule=job["plan"](rounds)).release
     path = tmp_path / "ledger.json"

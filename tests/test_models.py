@@ -42,6 +42,12 @@ def bits(x):
     return x.view(np.dtype(f"u{x.itemsize}"))
 
 
+def assert_one_is_spoilt(rows, clean, record):
+    others = np.arange(len(clean)) != record
+    assert np.isnan(rows[record]).all()
+    np.testing.assert_array_equal(bits(rows[others]), bits(clean[others]))
+
+
 def matrices(model, theta=None):
     flat = (model.weights if theta is None else theta).astype(np.float64)
     out = []
@@ -346,9 +352,7 @@ def test_a_label_that_is_no_class_spoils_its_own_row_alone(label):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rows = all_rows(model.gradient_blocks(X, labels))
-    assert np.isnan(rows[11]).all()
-    others = np.arange(30) != 11
-    np.testing.assert_array_equal(bits(rows[others]), bits(clean[others]))
+    assert_one_is_spoilt(rows, clean, 11)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
@@ -360,9 +364,7 @@ def test_what_is_masked_is_not_there(dtype):
     masked.data[11, 2] = 9
     masked[11, 2] = np.ma.masked
     rows, clean = all_rows(model.gradient_blocks(masked, y)), all_rows(model.gradient_blocks(X, y))
-    others = np.arange(30) != 11
-    assert np.isnan(rows[11]).all()
-    np.testing.assert_array_equal(bits(rows[others]), bits(clean[others]))
+    assert_one_is_spoilt(rows, clean, 11)
 
 
 @pytest.mark.parametrize("kind", bad_records.ROWS)
@@ -371,15 +373,13 @@ def test_a_bad_row_of_a_list_spoils_itself_alone(kind):
     X, y = data(model, 30)
     clean = all_rows(model.gradient_blocks(X.tolist(), y.tolist()))
     np.testing.assert_array_equal(bits(clean), bits(all_rows(model.gradient_blocks(X, y))))
-    others = np.arange(30) != 11
     for as_row in (list, tuple, np.array):
         features = [as_row(row) for row in X.tolist()]
         features[11] = bad_records.ROWS[kind](X[11].tolist())
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             rows = all_rows(model.gradient_blocks(features, y))
-        assert np.isnan(rows[11]).all()
-        np.testing.assert_array_equal(bits(rows[others]), bits(clean[others]))
+        assert_one_is_spoilt(rows, clean, 11)
 
 
 @pytest.mark.parametrize("kind", bad_records.LABELS)
@@ -387,15 +387,13 @@ def test_a_bad_label_of_a_list_spoils_its_own_row_alone(kind):
     model = make([6, 7, 4])
     X, y = data(model, 30)
     clean = all_rows(model.gradient_blocks(X, y))
-    others = np.arange(30) != 11
     for labels in (y.tolist(), [[label] for label in y.tolist()], list(map(np.array, y))):
         np.testing.assert_array_equal(bits(all_rows(model.gradient_blocks(X, labels))), bits(clean))
         labels[11] = bad_records.LABELS[kind]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             rows = all_rows(model.gradient_blocks(X, labels))
-        assert np.isnan(rows[11]).all()
-        np.testing.assert_array_equal(bits(rows[others]), bits(clean[others]))
+        assert_one_is_spoilt(rows, clean, 11)
 
 
 def test_lists_alone_are_read_record_by_record():

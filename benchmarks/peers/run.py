@@ -26,7 +26,6 @@ import importlib.util
 import itertools
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -690,26 +689,22 @@ def bench_memory() -> None:
 
 
 def _memory(name: str, n: int) -> None:
-    def peak() -> float:
-        # Linux' ru_maxrss starts with the peak of the process that started this one.
-        status = Path("/proc/self/status")
-        if status.exists():
-            return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    from qexp._memory import peak_mebibytes
 
     if name == "draw":
         from benchmarks import whole_draw
 
         draw = whole_draw.layered_draw(SIZES, n, 2048)
-        before = peak()
+        before = peak_mebibytes()
     else:
         projection, rows = qexp.SRHT(2**17, 2048, seed=0), np.ones((n, 2**17), np.float32)
-        before = peak()
+        before = peak_mebibytes()
         draw = lambda: projection.forward(rows)  # noqa: E731
     wall, cpu = time.perf_counter(), time.process_time()
     draw()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    print(f"{peak():.0f} MiB, {peak() - before:.0f} MiB above what was there before the call, "
+    after = peak_mebibytes()
+    print(f"{after:.0f} MiB, {after - before:.0f} MiB above what was there before the call, "
           f"which took {wall:.1f} s, {cpu:.1f} s of CPU")  # fmt: skip
 
 

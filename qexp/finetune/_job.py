@@ -280,17 +280,14 @@ class Job:
             weights = state.iterate_sum / state.iterates_summed
         theta = weights.astype(self.dtype)
         drawn = self._lattices_until(state.rounds_done)
+        mu_drawn = compose_mu(lattice.mu for lattice in drawn)
         # What is drawn alone would be claimed of a stop that was fixed in advance. One that looked
         # at the draws, as a diverging step does and a person may, has but the whole job's privacy.
-        claimed = drawn
-        if stopped_because != "ledger empty":
-            claimed = self._lattices_until(self.schedule.rounds)
+        claimed, claimed_epsilon = self._lattices_until(self.schedule.rounds), self.target_epsilon
         mu = compose_mu(lattice.mu for lattice in claimed)
-        claimed_epsilon = (
-            epsilon(self.target_delta, self.factor * mu)
-            if stopped_because == "ledger empty"
-            else self.target_epsilon
-        )
+        if stopped_because == "ledger empty":
+            claimed, mu = drawn, mu_drawn
+            claimed_epsilon = epsilon(self.target_delta, self.factor * mu)
         last = state.history[-1]
         public: dict[str, Any] = {
             "epsilon": claimed_epsilon,
@@ -315,7 +312,7 @@ class Job:
             },
             "mu_replace_special": mu,
             "mu_replace_one": 2 * mu,
-            "mu_drawn": self.factor * compose_mu(lattice.mu for lattice in drawn),
+            "mu_drawn": self.factor * mu_drawn,
             "public_inputs": self.public_inputs,
             "shrinkage": self.shrinkage,
             "rounds_done": state.rounds_done,

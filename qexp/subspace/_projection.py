@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks, _core
-from qexp._files import DamagedFileError, atomic_write
+from qexp._files import DamagedFileError, atomic_write, read_archive
 from qexp.projections import FactorProjection, Real, _digest, _frozen
 
 __all__ = ["PublicSubspace", "SubspaceLayer"]
@@ -176,7 +176,7 @@ class PublicSubspace(FactorProjection):
         name = os.fspath(path)
         with open(path, "rb") as file:
             try:
-                document, arrays = _read(file)
+                document, arrays = read_archive(file, "subspace")
                 whole = document["format"] == _FORMAT
             # A damaged archive sets off almost anything in zipfile, NumPy and json.
             except Exception as error:
@@ -320,12 +320,6 @@ def _made(
     kept: NDArray[Any],
 ) -> PublicSubspace:
     return PublicSubspace(layers, core, scale=scale, kept=kept)
-
-
-def _read(file: BinaryIO) -> tuple[Any, dict[str, NDArray[Any]]]:
-    with np.load(file, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    return json.loads(arrays.pop("subspace").tobytes()), arrays
 
 
 def _digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from qexp import _checks
 from qexp.records import LazyRows
 
-__all__ = ["Shards", "open_shards"]
+__all__ = ["Shards", "open_shards", "row_bytes"]
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 _IDS_AT_ONCE: Final = 2**14
@@ -145,6 +145,11 @@ def open_shards(
     )
 
 
+def row_bytes(rows: LazyRows | NDArray[Any]) -> int:
+    """Give how many bytes a row takes in memory."""
+    return int(np.prod(rows.shape[1:], dtype=np.int64)) * rows.dtype.itemsize
+
+
 def _read_all(rows: LazyRows | NDArray[Any]) -> NDArray[Any]:
     """Read rows into one array, piece by piece so that they are never there twice."""
     if isinstance(rows, np.ndarray):
@@ -156,8 +161,7 @@ def _read_all(rows: LazyRows | NDArray[Any]) -> NDArray[Any]:
         raise MemoryError(
             "the records do not fit in memory; read them from their files, or by more ranks"
         ) from None
-    row_bytes = int(np.prod(rows.shape[1:], dtype=np.int64)) * rows.dtype.itemsize
-    step = max(1, _BYTES_AT_ONCE // max(1, row_bytes))
+    step = max(1, _BYTES_AT_ONCE // max(1, row_bytes(rows)))
     for start in range(0, len(rows), step):
         stop = min(start + step, len(rows))
         array[start:stop] = rows[start:stop]

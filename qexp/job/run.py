@@ -39,6 +39,7 @@ from qexp.job.signals import Stopper
 from qexp.job.subspace import in_subspace, kept_subspace, learnt_subspace, subspace_size
 from qexp.ledger_file import SharedLedger, read_ledger
 from qexp.privacy import calibrate_mu
+from qexp.shards import row_bytes
 from qexp.subspace import PublicSubspace
 
 __all__ = ["communicator", "dry_run", "run_job"]
@@ -557,13 +558,9 @@ def _growth_words(job: JobSettings, inputs: Inputs) -> str:
     if shards.groups is not None:
         size = "the records"
     else:
-        mebibytes = sum(_row_bytes(rows) for rows in (shards.X, shards.y))
+        mebibytes = sum(row_bytes(rows) for rows in (shards.X, shards.y))
         size = f"{mebibytes * shards.n_records_total / 2**20:.0f} MiB of records"
     return f"beside {size} in all processes together, and up to 512 MiB in each to whiten them once"
-
-
-def _row_bytes(rows: Any) -> int:
-    return int(np.prod(rows.shape[1:], dtype=np.int64)) * int(rows.dtype.itemsize)
 
 
 def _ledger_words(job: JobSettings, mu: float) -> str:

@@ -13,12 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks, _core
-from qexp._factor import (
-    NotPositiveDefiniteError,
-    damped_inverse_factor,
-    new_gram,
-    whitener,
-)
+from qexp._factor import InverseFactor, NotPositiveDefiniteError, new_gram
 from qexp.projections import FactorProjection, Projection
 
 if TYPE_CHECKING:
@@ -109,27 +104,12 @@ class IdentityCurvature:
 class DenseCurvature:
     """A full k × k curvature, for small models and for any model through a projection.
 
-    Whitening multiplies by the triangular inverse L⁻¹, formed once: as many flops as a solve, on
-    the product whose rows do not depend on each other's presence, which is what the privacy proof
-    asks of the whitening (its rounding errors are part of a public map and need no bound).
-
     Make one by :meth:`from_rows`, :meth:`from_matrix` or :meth:`from_model`.
     """
 
-    def __init__(self, inverse_factor: NDArray[np.float64], *, damping: float) -> None:
+    def __init__(self, inverse_factor: InverseFactor) -> None:
         self._inverse_factor = inverse_factor
-        self._damping = damping
-        self._whitener = whitener(inverse_factor)
-        # tr(H A⁻¹) = k - λ tr(A⁻¹), and tr(A⁻¹) = ‖L⁻¹‖².
-        trace = float(np.einsum("ij,ij->", inverse_factor, inverse_factor))
-        self._effective_dimension = max(0.0, len(inverse_factor) - damping * trace)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_whitener"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._whitener = whitener(self._inverse_factor)
+        self._effective_dimension = inverse_factor.effective_dimension
 
     @classmethod
     def from_rows(
@@ -274,22 +254,22 @@ class DenseCurvature:
     @classmethod
     def _from_lower_triangle(cls, h: NDArray[np.float64], damping: float) -> DenseCurvature:
         damping = _checks.positive(damping, "damping", zero_allowed=True)
-        return cls(damped_inverse_factor(h, damping, "the curvature"), damping=damping)
+        return cls(InverseFactor.of(h, damping, "the curvature"))
 
     @property
     def n_components(self) -> int:
         """Dimension k."""
-        return len(self._inverse_factor)
+        return len(self._inverse_factor.matrix)
 
     @property
     def n_parameters(self) -> int:
         """Length of a gradient, k."""
-        return len(self._inverse_factor)
+        return len(self._inverse_factor.matrix)
 
     @property
     def damping(self) -> float:
         """λ, in the units of H."""
-        return self._damping
+        return self._inverse_factor.damping
 
     @property
     def effective_dimension(self) -> float:
@@ -298,14 +278,11 @@ class DenseCurvature:
 
     def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         """Turn gradients (m, k) into whitened rows s = L⁻¹ g, float64 (m, k)."""
-        rows = _checks.for_kernels(rows)
-        out = np.empty(rows.shape)
-        self._whitener.multiply(rows, out)
-        return out
+        return self._inverse_factor.whiten(rows)
 
     def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Turn a whitened vector (k,) into u = L⁻ᵀ y."""
-        u: NDArray[np.float64] = self._inverse_factor.T @ y
+        u: NDArray[np.float64] = self._inverse_factor.matrix.T @ y
         return u
 
     def describe(self) -> Mapping[str, Any]:
@@ -313,9 +290,9 @@ class DenseCurvature:
         return {
             "kind": "dense",
             "n_components": self.n_components,
-            "damping": self._damping,
+            "damping": self.damping,
             "effective_dimension": self._effective_dimension,
-            "digest": _checks.array_digest(self._inverse_factor),
+            "digest": _checks.array_digest(self._inverse_factor.matrix),
         }
 
 

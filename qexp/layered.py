@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks, _core
-from qexp._factor import damped_inverse_factor, new_gram, whitener
+from qexp._factor import InverseFactor, new_gram
 
 __all__ = [
     "DiagonalCurvature",
@@ -143,33 +143,20 @@ class KroneckerLayer(LayerCurvature):
         # π of Martens and Grosse: both factors are damped alike, relative to their size.
         pi = math.sqrt(mean_a / mean_b)
         damping_a, damping_b = pi * math.sqrt(self.damping), math.sqrt(self.damping) / pi
-        self._inverse_a = damped_inverse_factor(a, damping_a, "a layer's input curvature")
-        self._inverse_b = damped_inverse_factor(b, damping_b, "a layer's output curvature")
-        self._pack()
-        self._damping_a, self._damping_b = damping_a, damping_b
-        self.input_dimension = _kept(self._inverse_a, damping_a)
-        self._output_dimension = _kept(self._inverse_b, damping_b)
-        self.effective_dimension = self.input_dimension * self._output_dimension
+        self._inverse_a = InverseFactor.of(a, damping_a, "a layer's input curvature")
+        self._inverse_b = InverseFactor.of(b, damping_b, "a layer's output curvature")
+        self._count_dimensions()
 
-    def _pack(self) -> None:
-        self._whiten_a, self._whiten_b = whitener(self._inverse_a), whitener(self._inverse_b)
-
-    def __getstate__(self) -> dict[str, Any]:
-        packed = ("_whiten_a", "_whiten_b")
-        return {name: value for name, value in self.__dict__.items() if name not in packed}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._pack()
+    def _count_dimensions(self) -> None:
+        self.input_dimension = self._inverse_a.effective_dimension
+        self.effective_dimension = self.input_dimension * self._inverse_b.effective_dimension
 
     def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         # Every gradient as a matrix G: L_B⁻¹ G L_A⁻ᵀ, by two products whose rows are independent.
         m, (out, inp) = len(rows), self.shape
-        half = np.empty((m * out, inp))
-        self._whiten_a.multiply(_checks.for_kernels(rows).reshape(m * out, inp), half)
-        turned = np.ascontiguousarray(half.reshape(m, out, inp).transpose(0, 2, 1))
-        whole = np.empty((m * inp, out))
-        self._whiten_b.multiply(turned.reshape(m * inp, out), whole)
+        half = self._inverse_a.whiten(rows.reshape(m * out, inp))
+        turned = half.reshape(m, out, inp).transpose(0, 2, 1)
+        whole = self._inverse_b.whiten(turned.reshape(m * inp, out))
         return np.ascontiguousarray(whole.reshape(m, inp, out).transpose(0, 2, 1)).reshape(m, -1)
 
     def whiten_factors(self, inputs: NDArray[Any], deltas: NDArray[Any]) -> WhitenedFactors:
@@ -179,23 +166,19 @@ class KroneckerLayer(LayerCurvature):
 
     def whiten_deltas(self, deltas: NDArray[Any]) -> NDArray[np.float64]:
         """Whiten the derivatives (m, out) alone, δ̃ = L_B⁻¹ δ."""
-        whitened = np.empty(deltas.shape)
-        self._whiten_b.multiply(_checks.for_kernels(deltas), whitened)
-        return whitened
+        return self._inverse_b.whiten(deltas)
 
     def whiten_inputs(self, inputs: NDArray[Any]) -> NDArray[np.float64]:
         """Whiten the inputs (m, in + 1) alone, ã = L_A⁻¹ a."""
-        whitened = np.empty(inputs.shape)
-        self._whiten_a.multiply(_checks.for_kernels(inputs), whitened)
-        return whitened
+        return self._inverse_a.whiten(inputs)
 
     def expected_moments(self) -> NDArray[np.float64]:
         """Give E[ã ãᵀ] over public records: the identity less the damping."""
-        return _undamped(self._inverse_a, self._damping_a)
+        return self._inverse_a.whitened_moments()
 
     def expected_output_moments(self) -> NDArray[np.float64]:
         """Give E[δ̃ δ̃ᵀ] over public records."""
-        return _undamped(self._inverse_b, self._damping_b)
+        return self._inverse_b.whitened_moments()
 
     def with_inputs_beyond(
         self, values: NDArray[np.float64], vectors: NDArray[np.float64]
@@ -206,20 +189,20 @@ class KroneckerLayer(LayerCurvature):
         beyond = (vectors * values) @ vectors.T
         beyond[np.diag_indices_from(beyond)] += 1.0
         other = copy.copy(self)
-        other._inverse_a = np.tril(
-            solve_triangular(np.linalg.cholesky(beyond), self._inverse_a, lower=True)
-        )
-        other._whiten_a = whitener(other._inverse_a)
-        other.input_dimension = _kept(other._inverse_a, self._damping_a)
-        other.effective_dimension = other.input_dimension * self._output_dimension
+        damped = self._inverse_a
+        factor = solve_triangular(np.linalg.cholesky(beyond), damped.matrix, lower=True)
+        other._inverse_a = InverseFactor(np.tril(factor), damped.damping)
+        other._count_dimensions()
         return other
 
     def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
-        u: NDArray[np.float64] = self._inverse_b.T @ y.reshape(self.shape) @ self._inverse_a
+        u: NDArray[np.float64] = (
+            self._inverse_b.matrix.T @ y.reshape(self.shape) @ self._inverse_a.matrix
+        )
         return u.ravel()
 
     def arrays(self) -> Sequence[NDArray[np.float64]]:
-        return self._inverse_a, self._inverse_b
+        return self._inverse_a.matrix, self._inverse_b.matrix
 
 
 class DenseLayer(LayerCurvature):
@@ -238,28 +221,18 @@ class DenseLayer(LayerCurvature):
         h = self._gram
         del self._gram
         h /= n_records
-        self._inverse = damped_inverse_factor(h, self.damping, "a layer's curvature")
-        self._whitener = whitener(self._inverse)
-        self.effective_dimension = _kept(self._inverse, self.damping)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_whitener"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._whitener = whitener(self._inverse)
+        self._inverse = InverseFactor.of(h, self.damping, "a layer's curvature")
+        self.effective_dimension = self._inverse.effective_dimension
 
     def whiten(self, rows: NDArray[Any]) -> NDArray[np.float64]:
-        out = np.empty(rows.shape)
-        self._whitener.multiply(_checks.for_kernels(rows), out)
-        return out
+        return self._inverse.whiten(rows)
 
     def unwhiten(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
-        u: NDArray[np.float64] = self._inverse.T @ y
+        u: NDArray[np.float64] = self._inverse.matrix.T @ y
         return u
 
     def arrays(self) -> Sequence[NDArray[np.float64]]:
-        return (self._inverse,)
+        return (self._inverse.matrix,)
 
 
 class DiagonalLayer(LayerCurvature):
@@ -583,19 +556,6 @@ def new_layers(
         _KINDS[name]((int(out), int(inp)), damping)
         for name, (out, inp) in zip(names, layer_shapes, strict=True)
     ]
-
-
-def _kept(inverse_factor: NDArray[np.float64], damping: float) -> float:
-    """tr(H (H + λI)⁻¹) = k - λ ‖L⁻¹‖²."""
-    squares = float(np.einsum("ij,ij->", inverse_factor, inverse_factor))
-    return max(0.0, len(inverse_factor) - damping * squares)
-
-
-def _undamped(inverse_factor: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
-    """L⁻¹ H L⁻ᵀ = I - λ L⁻¹ L⁻ᵀ."""
-    moments: NDArray[np.float64] = -damping * (inverse_factor @ inverse_factor.T)
-    moments[np.diag_indices_from(moments)] += 1.0
-    return moments
 
 
 def _outer_rows(inputs: NDArray[Any], deltas: NDArray[Any]) -> NDArray[Any]:

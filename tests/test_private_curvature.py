@@ -67,7 +67,7 @@ def test_the_sum_is_that_of_the_clipped_whitened_moments(task):
         for total, (inputs, _), layer, scale in zip(
             expected, factors, curvature.layers, input_scales(curvature), strict=True
         ):
-            for a in inputs @ layer._inverse_a.T:
+            for a in inputs @ layer._inverse_a.matrix.T:
                 total += np.outer(a, a) / max(a @ a, scale)
     for found, total in zip(parts(noisy.values), expected, strict=True):
         np.testing.assert_allclose(found, total, atol=6 * lattice.noise_std + 1e-4)
@@ -158,7 +158,7 @@ def test_much_privacy_budget_gives_the_private_inputs_curvature(task):
     public = qexp.KroneckerCurvature.from_model(model, X_public, damping=1e-2)
     noisy, lattice = moments((model, X, y, public), mu=1e6)
     refined = refined_curvature(public, noisy.values, noise_std=lattice.noise_std, n_records=len(X))
-    before, after = (c.layers[0]._inverse_a for c in (public, refined))
+    before, after = (c.layers[0]._inverse_a.matrix for c in (public, refined))
     assert np.array_equal(after, np.tril(after))
     inputs = np.column_stack([X, np.ones(len(X))])
     spread = [
@@ -167,7 +167,7 @@ def test_much_privacy_budget_gives_the_private_inputs_curvature(task):
     assert spread[0].max() > 10
     # Clipping makes long records count less, so that it stays an estimate.
     assert spread[1].max() < 5
-    assert np.array_equal(public.layers[1]._inverse_b, refined.layers[1]._inverse_b)
+    assert np.array_equal(public.layers[1]._inverse_b.matrix, refined.layers[1]._inverse_b.matrix)
     y_unit = np.random.default_rng(0).normal(size=refined.n_components)
     # The two maps stay each other's transposes.
     gradients = next(iter(model.gradient_blocks(X[:30], y[:30]).blocks()))
@@ -182,7 +182,7 @@ def test_like_inputs_leave_the_public_curvature_alone(task):
     noisy, lattice = moments((model, X, y, public), mu=0.3)
     refined = refined_curvature(public, noisy.values, noise_std=lattice.noise_std, n_records=len(X))
     for one, other in zip(public.layers, refined.layers, strict=True):
-        np.testing.assert_allclose(one._inverse_a, other._inverse_a, atol=1e-12)
+        np.testing.assert_allclose(one._inverse_a.matrix, other._inverse_a.matrix, atol=1e-12)
 
 
 def test_layers_of_other_kinds_stay_public(task):

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any, Final
 
 from qexp._digits import rounded_down, rounded_up
+from qexp._json import strict_json
 from qexp.cli import _values
 from qexp.cli._commands import Commands
 
@@ -43,11 +44,9 @@ def add_to(commands: Commands) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    import json
-
     figures = _figures(options.epsilon, options.mu, options.delta, options.rounds)
     if options.json:
-        print(json.dumps(figures, indent=2))
+        print(strict_json(figures, indent=2))
         return
     rows = [
         (

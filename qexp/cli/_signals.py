@@ -11,7 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 from qexp.job.exit_codes import ExitCode
-from qexp.job.signals import _SIGNALS
+from qexp.job.signals import SIGNALS
 
 __all__ = ["end", "interrupt", "on_signals"]
 
@@ -22,7 +22,7 @@ def on_signals(handler: Callable[[int, FrameType | None], object]) -> Iterator[N
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The figure of a demonstration, by matplotlib's objects alone: no display, no global state."""
+"""The figure of a demonstration."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+
+from qexp._plots import new_figure
 
 __all__ = ["accuracy_figure"]
 
@@ -52,16 +54,7 @@ def accuracy_figure(
     ImportError
         If matplotlib (the extra ``qexp[demo]``) is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            'plots take matplotlib: pip install "qexp[demo]"', name="matplotlib"
-        ) from error
-
-    figure = Figure(figsize=(7.2, 5.0), facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(7.2, 5.0), facecolor="white")
     axes = figure.add_axes((0.10, 0.26, 0.87, 0.58))
     places = np.repeat(epsilons, [len(found) for found in values])
     axes.plot(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import textwrap
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Final, Literal, get_args
 
 from qexp import privacy
 from qexp._files import atomic_write_bytes
+from qexp._json import strict_json
 from qexp._progress import progress_bar
 from qexp.demo._task import Task, draw
 from qexp.ledger import PrivacyLedger
@@ -135,7 +135,7 @@ def run_demo(
         release = draw(task, epsilon, delta, ledger=ledger, progress=True)
         # From here on the budget is spent: the release is stored before anything can go wrong.
         release.save(target / "release.npz")
-        certificate = json.dumps(release.certificate(), indent=2) + "\n"
+        certificate = strict_json(release.certificate(), indent=2) + "\n"
         atomic_write_bytes(target / "certificate.json", certificate.encode())
 
         before = task.value(task.model)

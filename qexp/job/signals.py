@@ -8,9 +8,11 @@ import time
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
-__all__ = ["StopBetweenRounds", "Stopper"]
+__all__ = ["SIGNALS", "StopBetweenRounds", "Stopper"]
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What stops a job."""
+
 # A round may take a little longer than the longest one so far.
 _MARGIN: Final = 1.1
 # Ctrl-C reaches a process from its terminal and from its launcher, within moments.
@@ -51,7 +53,7 @@ class Stopper:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (*_SIGNALS, signal.SIGALRM):
+            for number in (*SIGNALS, signal.SIGALRM):
                 self._old[number] = signal.signal(number, self._on_signal)
         return self
 

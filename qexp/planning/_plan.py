@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from qexp._files import atomic_write
+from qexp._plots import new_figure
 from qexp.finetune import Schedule
 from qexp.projections import SRHT, Projection
 from qexp.subspace import learn_directions
@@ -158,13 +159,7 @@ class Plan:
         return "\n".join(lines)
 
     def _plot(self, path: str | os.PathLike[str]) -> None:
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError(
-                "a plan's plot takes matplotlib: pip install 'qexp[demo]'", name="matplotlib"
-            ) from error
-        figure = Figure(figsize=(6, 4), layout="constrained")
+        figure = new_figure(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot()
         epsilons = [point["epsilon"] for point in self.curve]
         factor = 100 if self.score == "accuracy" else 1

@@ -436,11 +436,11 @@ def test_what_is_won_or_lost_is_measured_once_a_plan(small, tmp_path, monkeypatc
     store.add([{**found, "hyperparameters": {**GD, "steps": 3}} for found in plain])
     assert sampling.known_errors(store) == {}
     [again] = [v for v in verdicts(summaries.summarise(store.all_lines())) if v.word == "Won"]
-    monkeypatch.setattr(sampling, "_measured", lambda task, some, _: [{"task": task, "n": some}])
-    monkeypatch.setattr(sampling.Lines, "add", lambda _, new: asked.append(new["n"]))
+    monkeypatch.setattr(sampling, "_measured", lambda verdict, *_: {"cell": verdict.cell})
+    monkeypatch.setattr(sampling.Lines, "add", lambda _, new: asked.append(new["cell"]))
     asked = []
     sampling.measure(store)
-    assert [v.cell for v in asked[0]] == [again.cell]
+    assert asked == [again.cell]
 
 
 def test_two_processes_that_add_lines_lose_none(tmp_path):

@@ -29,6 +29,7 @@ from experiments.study.names import PLANNED
 from experiments.study.results import Store
 from experiments.study.summaries import summarise
 from experiments.study.verdicts import Verdict, verdicts
+from experiments.tasks import Task
 from qexp._progress import progress_bar
 
 __all__ = ["known_errors", "measure", "standard_error"]
@@ -49,9 +50,11 @@ def measure(store: Store | None = None) -> None:
     missing = [v for v in clear if _key(v) not in known]
     lines = _lines(store)
     with progress_bar(len(missing), "sampling", show=True) as advance:
-        for task, some in itertools.groupby(missing, key=lambda v: v.ours.task):
-            for line in _measured(task, list(some), store):
-                lines.add(line)
+        for name, some in itertools.groupby(missing, key=lambda v: v.ours.task):
+            # Pretraining is shared by the cells of a task.
+            tasks = [task_at(name, seed) for seed in range(_SEEDS)]
+            for verdict in some:
+                lines.add(_measured(verdict, tasks, store))
                 advance(1)
 
 
@@ -104,38 +107,30 @@ def _placements(y: NDArray[Any], probabilities: NDArray[Any]) -> NDArray[np.floa
     return shares
 
 
-def _measured(task: str, some: Sequence[Verdict], store: Store) -> list[dict[str, Any]]:
-    """Run qexp and the rival of a task's cells again, seed by seed, since pretraining is shared."""
-    pairs: dict[tuple[str, float, str], list[Pair]] = {_key(v): [] for v in some}
-    settings: dict[tuple[str, float | None], Any] = {
-        (name, v.ours.epsilon): _settings(store, task, name, v.ours.epsilon)
-        for v in some
-        for name in (v.ours.method, v.best.method)
+def _measured(verdict: Verdict, tasks: Sequence[Task], store: Store) -> dict[str, Any]:
+    """Run qexp and the rival of a cell again, on each seed's task."""
+    name, epsilon = verdict.cell
+    methods = verdict.ours.method, verdict.best.method
+    # Who has a verdict has a plan.
+    settings = [_settings(store, name, method, epsilon) or {} for method in methods]
+    pairs: list[Pair] = []
+    for seed, task in enumerate(tasks):
+        ours, theirs = (
+            METHODS[method].run(task, planned, epsilon, _DELTA, seed).model
+            for method, planned in zip(methods, settings, strict=True)
+        )
+        pairs.append((ours.predict_proba(task.X_test), theirs.predict_proba(task.X_test)))
+    metric, y = tasks[0].metric, tasks[0].y_test
+    return {
+        **dict(zip(_KEY, _key(verdict), strict=True)),
+        "delta": _DELTA,
+        "seeds": len(tasks),
+        "test_records": len(y),
+        "standard_error": standard_error(metric, y, pairs),
+        "method": verdict.ours.method,
+        "ours": settings[0],
+        "theirs": settings[1],
     }
-    for seed in range(_SEEDS):
-        made = task_at(task, seed)
-        for verdict in some:
-            epsilon = verdict.cell[1]
-            ours, theirs = (
-                METHODS[name].run(made, settings[name, epsilon], epsilon, _DELTA, seed).model
-                for name in (verdict.ours.method, verdict.best.method)
-            )
-            pairs[_key(verdict)].append(
-                (ours.predict_proba(made.X_test), theirs.predict_proba(made.X_test))
-            )
-    return [
-        {
-            **dict(zip(_KEY, _key(v), strict=True)),
-            "delta": _DELTA,
-            "seeds": _SEEDS,
-            "test_records": len(made.y_test),
-            "standard_error": standard_error(made.metric, made.y_test, pairs[_key(v)]),
-            "method": v.ours.method,
-            "ours": settings[v.ours.method, v.ours.epsilon],
-            "theirs": settings[v.best.method, v.ours.epsilon],
-        }
-        for v in some
-    ]
 
 
 def _judged(store: Store, task: str, epsilon: float) -> str | None:
@@ -144,8 +139,8 @@ def _judged(store: Store, task: str, epsilon: float) -> str | None:
     return next(known, None)
 
 
-def _settings(store: Store, task: str, method: str, epsilon: float | None) -> dict[str, Any] | None:
-    """Give the plan of a cell; one for all budgets where the method takes none."""
+def _settings(store: Store, task: str, method: str, epsilon: float) -> dict[str, Any] | None:
+    """Give the plan of a cell, if it has one; one for all budgets where the method takes none."""
     stated = epsilon if METHODS[method].takes_budget else None
     return store.settings(task, method, stated, _DELTA)
 

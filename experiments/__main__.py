@@ -5,12 +5,14 @@
     python -m experiments all --jobs 2 --tasks … [--methods …] [--epsilons …] [--seeds 10]
     python -m experiments all --only membership one_run_audit
     python -m experiments report
+    python -m experiments repeat --lines 40
 
 The first prints one JSON line. `all` fills experiments/results, shows progress, leaves out what is
 there already, and may be stopped at any moment: the study of every method on every task first, then
 all other measurements, or the parts that `--only` names. `report` writes the tables and figures
-of the docs from what is there. Settings are planned on public records alone. Noise comes from
-reproducible test generators, so that the releases of a study are not private.
+of the docs from what is there, `repeat` runs some lines of the study again. Settings are planned on
+public records alone. Noise comes from reproducible test generators, so that the releases of a study
+are not private.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import signal
 import sys
 
 from experiments import everything
-from experiments.study import DEFAULT_EPSILONS, METHODS, Cell, results, run_all, run_cell
+from experiments.study import DEFAULT_EPSILONS, METHODS, Cell, repeat, results, run_all, run_cell
 from experiments.tasks import TASKS
 
 # The open sample of MIMIC-III holds 27 public stays, fewer than a plan takes.
@@ -39,6 +41,8 @@ def main() -> None:
             print(path)
     elif len(sys.argv) > 1 and sys.argv[1] == "all":
         fill(sys.argv[2:])
+    elif len(sys.argv) > 1 and sys.argv[1] == "repeat":
+        again(sys.argv[2:])
     else:
         one(sys.argv[1:])
 
@@ -47,10 +51,10 @@ def one(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments",
         description=__doc__.splitlines()[0],
-        epilog="\n".join(__doc__.splitlines()[2:7]),
+        epilog="\n".join(__doc__.splitlines()[2:8]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("task", choices=[*sorted(TASKS), "all", "report"])
+    parser.add_argument("task", choices=[*sorted(TASKS), "all", "report", "repeat"])
     parser.add_argument("--method", choices=sorted(METHODS), default="qexp")
     parser.add_argument("--epsilon", type=float, default=1.0)
     parser.add_argument("--delta", type=float, default=1e-5)
@@ -121,6 +125,34 @@ def fill(argv: list[str]) -> None:
         sys.exit(f"{failed} task(s) and method(s) failed; the others are in experiments/results")
     if left_out:
         sys.exit(f"{len(left_out)} part(s) left out; the others are in experiments/results")
+
+
+def again(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments repeat",
+        description="Run lines of the study again that are drawn at random, by their plans.",
+    )
+    parser.add_argument("--lines", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=15.0, help="the longest run to repeat")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.0, help="how far values may differ (default 0)"
+    )
+    given = parser.parse_args(argv)
+    some = repeat.drawn(
+        results.Store().all_lines(), given.lines, seconds=given.seconds, seed=given.seed
+    )
+    if not some:
+        sys.exit("there is nothing to repeat: --lines is below 1 or all runs took longer")
+    differences = []
+    for line, value in repeat.repeated(some):
+        differences.append(abs(value - line["value"]))
+        names = f"{line['task']} {line['method']}", f"ε = {line['epsilon']}, seed {line['seed']}"
+        print(f"{names[0]:<44} {names[1]:<22} {line['value']:.6f} {value:.6f}", flush=True)
+    same = sum(difference == 0 for difference in differences)
+    print(f"{same} of {len(some)} are the same; the largest difference is {max(differences):.6f}")
+    if max(differences) > given.tolerance:
+        sys.exit(f"some differ by more than {given.tolerance:g}")
 
 
 def _run_all(arguments: argparse.Namespace) -> int:

@@ -21,7 +21,17 @@ pytest.importorskip("dp_accounting")
 from experiments import __main__ as command_line
 from experiments import everything, fine_tuning, public_moves
 from experiments.lines import Lines
-from experiments.study import cells, methods, reasons, report, runner, sampling, summaries
+from experiments.study import (
+    cells,
+    methods,
+    reasons,
+    repeat,
+    report,
+    results,
+    runner,
+    sampling,
+    summaries,
+)
 from experiments.study.cells import Cell, run_planned
 from experiments.study.methods import METHODS, NO_BUDGET
 from experiments.study.results import Store
@@ -116,6 +126,29 @@ def test_a_cell_gives_a_line_that_json_holds(small, method, settings):
     assert 0 <= made["value"] <= 1
     again = run_planned(Cell("small", method, 1.0, 1e-5, 0), settings)
     assert again["value"] == made["value"]
+
+
+def test_lines_are_repeated_to_the_last_digit(small, tmp_path, monkeypatch, capsys):
+    store = Store(tmp_path)
+    for method, settings in (("qexp", SCHEDULE), ("dp_gd", GD), ("public_only", {})):
+        store.add([run_planned(Cell("small", method, 2.0, 1e-5, s), settings) for s in (0, 1)])
+    monkeypatch.setattr(results, "Store", lambda: store)
+    command_line.again(["--lines", "4"])
+    assert "4 of 4 are the same" in capsys.readouterr().out
+    [wrong, *_] = store.lines("small", "dp_gd")
+    store.add([{**wrong, "value": wrong["value"] + 0.03}])
+    with pytest.raises(SystemExit, match="some differ"):
+        command_line.again(["--lines", "100", "--tolerance", "0.01"])
+    assert "5 of 6 are the same; the largest difference is 0.03" in capsys.readouterr().out
+    command_line.again(["--lines", "100", "--tolerance", "0.05"])
+    with pytest.raises(SystemExit, match="nothing to repeat"):
+        command_line.again(["--lines", "0"])
+
+
+def test_lines_that_took_long_are_not_repeated():
+    some = [line(seed=s, seconds=10.0 * s) for s in range(10)]
+    assert {made["seed"] for made in repeat.drawn(some, 20, seconds=25.0)} == {0, 1, 2}
+    assert len(repeat.drawn(some, 2, seconds=25.0)) == 2
 
 
 def test_settings_survive_json_for_every_method():

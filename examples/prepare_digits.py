@@ -3,7 +3,7 @@
     python examples/prepare_digits.py examples/digits
     qexp run examples/digits.toml
 
-The digits come with scikit-learn (`pip install "qexp[demo]"`); there is nothing to download.
+The digits come with scikit-learn (in a clone: `pip install ".[demo]"`); nothing is downloaded.
 """
 
 import argparse

@@ -389,7 +389,7 @@ def _seeds(found: Sequence[Summary]) -> str:
     """Say how many seeds there are, and of which rungs there are fewer."""
     most = max(s.seeds for s in found)
     fewer = [f"{s.seeds} of {s.method.replace('/', ', ')}" for s in found if s.seeds < most]
-    return f"{most} seeds" + (f", {'; '.join(fewer)}" if fewer else "")
+    return f"{most} seeds" + (f" (but {'; '.join(fewer)})" if fewer else "")
 
 
 _BARS: Final = {"dp_sgd": 10.0, "opacus": 50.0}
@@ -408,12 +408,12 @@ def _verdict(by_method: dict[str, list[Summary]], ratios: dict[str, list[float]]
         between = f", {min(reached):.1f} to {max(reached):.1f} times as long" if reached else ""
         longest = max(rung.seconds for rung in by_method[method])
         spent = [longest / ours.seconds for ours in above]
-        tried = f", in {min(spent):.1f} to {max(spent):.1f} times as long" if spent else ""
+        tried = f", even in {min(spent):.1f} to {max(spent):.1f} times as long" if spent else ""
         yield (
             f"- {method}, wanted {bar:g} times as long as qexp or more: so at {kept} of "
             f"{len(reached)} accuracies that it reaches{between}; "
-            f"{len(above)} of qexp's accuracies it does not reach{tried}, {tied} of them within "
-            "the interval."
+            f"{len(above)} of qexp's accuracies it does not reach{tried}; to {tied} of them its "
+            "best rung is tied."
         )
 
 

@@ -105,7 +105,8 @@ def check_ledger(ledger: object) -> None:
     """Raise where it is neither None nor a ledger."""
     if ledger is not None and not isinstance(ledger, PrivacyLedger):
         raise TypeError(
-            f"ledger is a {type(ledger).__name__}; it needs to be None or a qexp.PrivacyLedger"
+            f"ledger is a {type(ledger).__name__}; it needs to be None or a qexp.PrivacyLedger, "
+            "such as qexp.SharedLedger(path)"
         )
 
 

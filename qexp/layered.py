@@ -373,7 +373,8 @@ class LayeredCurvature:
         X : array, shape (n, n_features)
             Public records.
         damping : float
-            λ > 0. A Kronecker block has A + π√λ I and B + (√λ/π) I.
+            λ > 0. A Kronecker block A ⊗ B has A + π√λ I and B + (√λ/π) I, with π² the mean
+            eigenvalue of A over that of B.
         kinds : str or sequence of str, optional
             "kronecker", "dense", "diagonal", "identity" or "frozen", for all layers or one each.
             Default: what the class is named after.
@@ -385,6 +386,14 @@ class LayeredCurvature:
         Returns
         -------
         LayeredCurvature
+
+        Raises
+        ------
+        ValueError
+            If a public record is not finite, `damping` is not above 0, or `kinds` does not name a
+            kind for each layer.
+        NotPositiveDefiniteError
+            If a damped factor is not positive definite in double precision.
         """
         source = model.curvature_blocks(X, labels=labels, seed=seed)
         return cls.from_factors(
@@ -530,11 +539,37 @@ class LayeredCurvature:
 
 
 class KroneckerCurvature(LayeredCurvature):
-    """A Kronecker block A ⊗ B for every layer, unless `kinds` says otherwise."""
+    """A Kronecker block A ⊗ B for every layer: what to take for layered models.
+
+    A is the mean of a aᵀ over public records, of a layer's inputs a with a trailing 1 for the bias,
+    and B that of δ δᵀ, of the derivatives δ of the loss in the layer's sums. Each is damped in
+    proportion to its mean eigenvalue. A gradient δ ⊗ a is whitened as its two factors, so that
+    nothing of the size of a record's gradient is formed.
+
+    Make one by :meth:`from_model`, whose ``kinds`` give single layers another curvature.
+
+    References
+    ----------
+    Martens and Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature",
+    ICML 2015 (section 6.3 for the damping).
+
+    Examples
+    --------
+    >>> import numpy as np, qexp
+    >>> from qexp.models import mlp
+    >>> X_public = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    >>> curvature = qexp.KroneckerCurvature.from_model(mlp((4, 3, 2)), X_public, damping=0.01)
+    >>> curvature.n_components
+    23
+    """
 
 
 class DiagonalCurvature(LayeredCurvature):
-    """The diagonal of every layer's curvature, unless `kinds` says otherwise: a cheap baseline."""
+    """The diagonal of every layer's curvature: a cheap baseline.
+
+    Each weight is whitened by itself, by the root of its mean squared public gradient plus λ. Make
+    one by :meth:`from_model`, whose ``kinds`` give single layers another curvature.
+    """
 
     _default_kind = "diagonal"
 

@@ -128,8 +128,8 @@ class PrivacyLedger:
         null record that contributes nothing, or by any other record. The number of records is
         public under both. A bounded sum that is μ-GDP under the first is 2μ-GDP under the second.
     unit_of_privacy : {"record", "user"}
-        Whom the budget protects. A ledger for users refuses what protects single records, as a
-        user may have many; one for records takes what protects users, who have one at least.
+        Whom the budget protects. A ledger for users takes only what protects users; one for
+        records takes both, as protecting a user protects each of that user's records.
 
     Raises
     ------

@@ -131,6 +131,8 @@ class _Book:
             try:
                 self._take(line + b"\n")
             except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+                if self.lines == 0:
+                    raise _Damage("its first line is not that of a ledger") from error
                 raise _Damage(f"line {self.lines} is wrong ({error})") from error
         return rest
 
@@ -777,7 +779,9 @@ def read_ledger(path: str | os.PathLike[str]) -> LedgerSummary:
                 data = file.read()
         except FileNotFoundError:
             raise FileNotFoundError(
-                errno.ENOENT, f"no shared privacy ledger at {name!r}: correct the path"
+                errno.ENOENT,
+                f"no shared privacy ledger at {name!r}: correct the path, or create one with "
+                "`qexp ledger create`",
             ) from None
         except OSError as error:
             raise OSError(

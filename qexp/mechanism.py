@@ -87,7 +87,7 @@ def sample_private_weights(
         η. It scales the noise and the step alike and costs no privacy.
     neighboring_relation : {"replace_special", "replace_one"}
         What the privacy target is about: one record replaced by a null record (the default), or
-        by any other record (the same noise is then worth half the μ).
+        by any other record (the same noise then has twice the μ; a target takes twice the noise).
     ledger : PrivacyLedger, optional
         Asked before, charged after. A draw that would overspend is refused before a record is
         read.

@@ -47,13 +47,15 @@ class PrivateRelease:
         Standard deviation of the noise over the clipping norm.
     noise_to_signal : float
         Expected norm of the noise over the norm of the noisy sum (both whitened): near 0 the sum
-        is mostly data, at 1 mostly noise.
+        is mostly data; at 1, or slightly above, it is all noise.
     expected_utility_loss : float
-        τk/2, the expected utility lost by drawing instead of maximising; the loss itself is
-        (τ/2)·χ² with k degrees of freedom, whatever the data. In units of the utility, which sums
-        over the records.
+        τk/2 with τ = η c²/(n μ²), the expected utility lost by drawing instead of maximising; the
+        loss itself is (τ/2)·χ² with k degrees of freedom, whatever the data. In units of the
+        utility, which sums over the records. (η: step size, c: clipping norm, n: records, k:
+        whitened components, μ: of the noise, that is c over its standard deviation.)
     expected_mean_loss : float
-        ½ s² tr(H A⁻¹), the expected rise of the mean loss per record in the quadratic model.
+        ½ s² tr(H A⁻¹) with s = η c/(n μ), the expected rise of the mean loss per record in the
+        quadratic model: H is the public curvature, A = H + λI the damped one.
     n_records : int
         Number of private records, public.
     generator_is_secure : bool
@@ -110,12 +112,11 @@ class PrivateRelease:
             "replace_one": "had been somebody else's",
         }[self.neighboring_relation]
         return (
-            f"Whatever anyone concludes from these weights, they could have concluded if any one "
-            f"of the {self.n_records} {_UNITS[self.unit_of_privacy]} {other}: no conclusion "
-            f"becomes more than {_factor(self.epsilon)} times as likely because of one "
-            f"{self.unit_of_privacy}, except with "
-            f"probability {rounded_up(self.delta, 6)} (this is differential privacy with epsilon "
-            f"{rounded_up(self.epsilon, 6)} and delta {rounded_up(self.delta, 6)})."
+            "Whatever anyone concludes from these weights, the probability of that conclusion is "
+            f"at most {_factor(self.epsilon)} times what it would be if any one of the "
+            f"{self.n_records} {_UNITS[self.unit_of_privacy]} {other}, plus "
+            f"{rounded_up(self.delta, 6)}, and the other way round (this is differential privacy "
+            f"with epsilon {rounded_up(self.epsilon, 6)} and delta {rounded_up(self.delta, 6)})."
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -175,10 +176,11 @@ class PrivateRelease:
                 document, arrays = read_archive(file, "release")
                 weights = arrays["weights"]
             # A damaged archive sets off almost anything in zipfile, NumPy and json.
+            # What they say is of no use to whoever named another file.
             except Exception as e:
                 raise ValueError(
-                    f"{path} is not a readable release ({e}); it needs a file that "
-                    "PrivateRelease.save wrote"
+                    f"{path} is not a readable release; it needs a file that `qexp run`, `qexp "
+                    "demo` or PrivateRelease.save wrote"
                 ) from e
         if not isinstance(document, dict) or document.get("format") != _FORMAT:
             raise ValueError(

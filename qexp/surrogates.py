@@ -291,7 +291,8 @@ def image_surrogates(
     if h * w != features.shape[1]:
         raise ValueError(
             f"records have {features.shape[1]} features, image_shape is {image_shape}; give "
-            "image_shape=(height, width) with that many pixels"
+            "image_shape=(height, width) with that many pixels, or, if they are no images, "
+            'surrogate="tabular"'
         )
     low, high = float(features.min()), float(features.max())
     if not low < high:

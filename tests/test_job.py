@@ -417,7 +417,7 @@ def test_a_job_gives_its_threads_back(folder, monkeypatch, set_threads, without)
 
 def test_records_in_memory_change_no_bit(folder, capsys):
     loaded = job(folder, run__records_in_memory="true", public__curvature='"kronecker"')
-    print(dry_run(loaded))
+    print(dry_run(loaded)[0])
     # 300 records of 16 features in float32 and a label in int64.
     said = capsys.readouterr().out
     assert "beside 0 MiB of records in all processes together" in said
@@ -433,7 +433,7 @@ def test_how_many_records_users_have_is_not_said_of_memory_either(folder):
         private__max_records_per_user="5",
         run__records_in_memory="true",
     )
-    assert "beside the records in all processes" in dry_run(loaded)
+    assert "beside the records in all processes" in dry_run(loaded)[0]
     assert run_job(loaded) == 0
     in_memory = weights(folder / "out")
     shutil.rmtree(folder / "out")
@@ -592,8 +592,14 @@ def test_a_dry_run_reads_no_private_value_and_writes_nothing(folder, monkeypatch
         assert words in text
     assert sorted(folder.iterdir()) == before
     SharedLedger(folder / "ledger.jsonl").charge(0.2)
-    assert "NOT ENOUGH" in dry_run(load_settings(path))
-    assert "nothing stops another job" in dry_run(job(folder, privacy__ledger=None))
+    assert cli.main(["run", str(path), "--dry-run"]) == 3
+    assert "NOT ENOUGH" in capsys.readouterr().out
+    text, affordable = dry_run(job(folder, privacy__ledger=None))
+    assert affordable
+    assert "nothing stops another job" in text
+    assert "WARNING  privacy.delta" not in text
+    text, _ = dry_run(job(folder, privacy__ledger=None, privacy__delta="0.004"))
+    assert "privacy.delta is 0.004, not below 1/n = 0.0033" in text
 
 
 def test_a_terminal_gets_words_and_no_json(folder):

@@ -557,7 +557,7 @@ MISUSES = {
     "a text for a release": (
         lambda: qexp.PrivateRelease.load(__file__),
         ValueError,
-        r"test_misuse\.py is not a readable release .*PrivateRelease\.save wrote",
+        r"test_misuse\.py is not a readable release.*PrivateRelease\.save wrote",
     ),
     "no such ledger": (
         lambda: qexp.PrivacyLedger.load("/nowhere/ledger.json"),

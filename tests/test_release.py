@@ -133,15 +133,15 @@ def test_the_statement_of_a_secure_release(relation, words):
     assert "NOT PRIVATE" not in statement
     assert words in statement
     assert f"any one of the {N} records" in statement
-    assert "2.72 times as likely" in statement  # e¹
+    assert "at most 2.72 times what it would be" in statement  # e¹
     assert "epsilon 1 and delta 1e-05" in statement
 
 
 def test_the_statement_never_says_less_than_the_privacy_costs():
     release = make_release(rng=None)
     eight = dataclasses.replace(release, epsilon=8.0, delta=1.23456789e-7).statement
-    assert "2.99e+03 times as likely" in eight  # e⁸ is 2,980.96
-    assert "probability 1.23457e-07 " in eight
+    assert "at most 2.99e+03 times" in eight  # e⁸ is 2,980.96
+    assert "blank, plus 1.23457e-07, and" in eight
     assert "epsilon 8 and" in eight
     stopped = dataclasses.replace(release, epsilon=0.7654321, delta=1.23456123e-7).statement
     assert "epsilon 0.765433 and delta 1.23457e-07" in stopped
@@ -150,7 +150,7 @@ def test_the_statement_never_says_less_than_the_privacy_costs():
 def test_the_statement_holds_for_an_epsilon_beyond_floats():
     release = make_release(rng=None)
     with_epsilon = dataclasses.replace(release, epsilon=800.0)
-    assert "more than 1e304 times as likely" in with_epsilon.statement
+    assert "at most more than 1e304 times" in with_epsilon.statement
 
 
 # ------------------------------------------------------------------------------- round trip

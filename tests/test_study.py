@@ -549,7 +549,7 @@ def test_gaps_are_told_with_their_ratio(tmp_path):
     assert "| b | 1 | 8.00 ± 0.00 | 10.05 ± 0.00 | 0.80 | 2 |" in gaps
     assert "| d | 1 | -1.00 ± 0.00 | -0.50 ± 0.00 | – | 3 |" in gaps
     assert "| c |" not in gaps
-    assert "met on 1 of 2 tasks by the mean, and on 1 of these by the whole interval." in gaps
+    assert "met on 1 of these 2 tasks by the mean, and on 1 by the whole interval." in gaps
 
 
 def test_the_schedules_of_the_study_are_shown(tmp_path):

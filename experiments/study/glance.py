@@ -78,7 +78,7 @@ def section(rows: Sequence[Row], figure: str) -> str:
             row.free.text,
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    heads = ["task", "before", "DP-SGD", "best rival", "qexp", "", "without privacy"]
+    heads = ["task", "before", "DP-SGD", "best rival", "qexp", "verdict", "without privacy"]
     return "\n".join(
         [
             "## At a glance",

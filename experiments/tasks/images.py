@@ -99,7 +99,7 @@ def usps_to_mnist(seed: int = 0) -> Task:
 
 
 def mnist_few(n_records: int, seed: int = 0) -> Task:
-    """MNIST digits in the frame of USPS; private: so few of the USPS training digits.
+    """MNIST digits in the frame of USPS; private: as few USPS training digits as the name says.
 
     The same model as that of `mnist_to_usps`, and all 2,007 USPS test digits. The private digits
     are the same for all seeds, and the first of those of a larger `n_records`.
@@ -115,7 +115,7 @@ def mnist_few(n_records: int, seed: int = 0) -> Task:
 
 
 def augmented(base: Callable[[int], Task], seed: int = 0) -> Task:
-    """As another task, by a model that was trained on shifted public images, too.
+    """As the task of that name, by a model that was trained on shifted public images, too.
 
     What no privacy has to be spent on: four copies of the public records, every image turned,
     moved, stretched and blurred by one of 24 random shifts (domain randomisation: Tobin et al.,

@@ -36,7 +36,9 @@ def add_to(commands: Commands) -> None:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--epsilon", type=_values.positive, help="find the noise for this epsilon")
     target.add_argument("--mu", type=_values.positive, help="say what this mu is worth")
-    parser.add_argument("--delta", type=_values.delta, required=True)
+    parser.add_argument(
+        "--delta", type=_values.delta, required=True, help="well below 1 / (number of records)"
+    )
     parser.add_argument(
         "--rounds", type=_values.rounds, default=1, help="split the budget evenly (default 1)"
     )

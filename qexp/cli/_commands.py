@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any, Final
 
-__all__ = ["Commands", "new_parser"]
+__all__ = ["EXIT_CODES", "Commands", "new_parser"]
 
-_EXIT_CODES: Final = """\
+EXIT_CODES: Final = """\
 exit codes:
   0 done   1 failed, with one message   2 wrong arguments   130 interrupted by Ctrl-C
 """
@@ -19,10 +19,10 @@ def new_parser(
     *names: str,
     examples: list[str],
     scripted: bool = False,
+    codes: str = EXIT_CODES,
     **texts: Any,
 ) -> Any:
     """Make a parser with `make`, whose help ends in examples and exit codes."""
-    codes = _EXIT_CODES
     if scripted:
         from qexp.job.exit_codes import EXIT_CODES as codes
     epilog = "examples:\n" + "".join(f"  {line}\n" for line in examples) + "\n" + codes

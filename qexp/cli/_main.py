@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from qexp._core import __version__
 from qexp.cli import _calibrate, _certificate, _config, _demo, _ledger, _run
-from qexp.cli._commands import Commands, new_parser
+from qexp.cli._commands import EXIT_CODES, Commands, new_parser
 
 __all__ = ["main"]
 
@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Fine-tune pretrained models on private data with an exact "
         "differential-privacy guarantee.",
         examples=["qexp demo", "qexp calibrate --epsilon 1 --delta 1e-5"],
+        codes=EXIT_CODES + "`run` and `ledger` have codes of their own: see their help.\n",
     )
     parser.add_argument("--version", action="version", version=f"qexp {__version__}")
     commands = Commands(parser, "command")

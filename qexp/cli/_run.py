@@ -32,7 +32,8 @@ def add_to(commands: Commands) -> None:
     what.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything, plan, and say what the job would take; reads no private value",
+        help="check everything, plan, and say what the job would take; reads no private value; "
+        "exit code 3 if the ledger has not enough left for all rounds",
     )
     what.add_argument(
         "--resume",
@@ -51,6 +52,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _stoppable(options: argparse.Namespace) -> int:
     with on_signals(end):
+        from qexp.job.exit_codes import ExitCode
         from qexp.job.run import communicator, dry_run, run_job
         from qexp.job.settings import explain, load_settings
 
@@ -63,7 +65,9 @@ def _stoppable(options: argparse.Namespace) -> int:
     options.silent = ranks.rank != 0
     settings = load_settings(options.file, output=options.output)
     if options.dry_run:
-        if ranks.rank == 0:
-            print(dry_run(settings), end="")
-        return 0
+        if ranks.rank != 0:
+            return 0
+        text, affordable = dry_run(settings)
+        print(text, end="")
+        return int(ExitCode.DONE if affordable else ExitCode.BUDGET_EXCEEDED)
     return int(run_job(settings, resume=options.resume, ranks=ranks))

@@ -485,7 +485,7 @@ def _planned(job: JobSettings, inputs: Inputs, *, progress: bool) -> dict[str, A
 # --- Looking before leaping ---------------------------------------------------------------------
 
 
-def dry_run(job: JobSettings) -> str:
+def dry_run(job: JobSettings) -> tuple[str, bool]:
     """Say what a job would do: plan, time, memory and privacy. No private value is read.
 
     Parameters
@@ -494,7 +494,9 @@ def dry_run(job: JobSettings) -> str:
 
     Returns
     -------
-    str
+    text : str
+    affordable : bool
+        Whether the ledger, if there is one, has enough left for all rounds.
 
     Raises
     ------
@@ -511,6 +513,7 @@ def dry_run(job: JobSettings) -> str:
         sizes = summary(inputs)
         seconds, memory = _trial(job, inputs, schedule, sizes["n_records"])
     mu = calibrate_mu(job.privacy.epsilon, job.privacy.delta)
+    ledger_words, affordable = _in_ledger(job, mu)
     rows = [
         ("private", f"{_records(sizes)} (public; no value was read)"),
         ("weights", f"{sizes['n_parameters']}, drawn in {sizes['n_components']} dimensions"),
@@ -531,7 +534,7 @@ def dry_run(job: JobSettings) -> str:
             f"({job.privacy.epsilon:g}, {job.privacy.delta:g})-DP, "
             f"{job.privacy.neighboring_relation}: mu = {mu:.6g} for all rounds together",
         ),
-        ("ledger", _ledger_words(job, mu)),
+        ("ledger", ledger_words),
         (
             "time",
             f"{_time_words(seconds, schedule.rounds, sizes['n_records'])}, on one process with "
@@ -541,8 +544,17 @@ def dry_run(job: JobSettings) -> str:
     ]
     if job.run.insecure_test_seed is not None:
         rows.append(("WARNING", "run.insecure_test_seed is set: the result is NOT PRIVATE"))
+    n = sizes["n_records"]
+    if n is not None and job.privacy.delta * n >= 1:
+        rows.append(
+            (
+                "WARNING",
+                f"privacy.delta is {job.privacy.delta:g}, not below 1/n = {1 / n:.2g}: so large a "
+                "delta would allow to publish somebody's record as it is; choose one well below",
+            )
+        )
     width = max(len(name) for name, _ in rows)
-    return "".join(f"{name:<{width}}  {text}\n" for name, text in rows)
+    return "".join(f"{name:<{width}}  {text}\n" for name, text in rows), affordable
 
 
 def _time_words(seconds: float, rounds: int, n_records: int | None) -> str:
@@ -563,16 +575,20 @@ def _growth_words(job: JobSettings, inputs: Inputs) -> str:
     return f"beside {size} in all processes together, and up to 512 MiB in each to whiten them once"
 
 
-def _ledger_words(job: JobSettings, mu: float) -> str:
+def _in_ledger(job: JobSettings, mu: float) -> tuple[str, bool]:
+    """Say what the ledger has left, and whether that is enough."""
     if job.privacy.ledger is None:
-        return "none: nothing stops another job on the same records from spending again"
+        return "none: nothing stops another job on the same records from spending again", True
     found = read_ledger(job.privacy.ledger)
     needed = mu / sensitivity_factor(job.privacy.neighboring_relation)
     needed *= sensitivity_factor(found.neighboring_relation)
     left = max(0.0, found.mu_budget**2 - found.mu_spent**2 - found.mu_reserved**2) ** 0.5
-    enough = "enough" if needed <= left * (1 + 1e-12) else "NOT ENOUGH"
+    enough = needed <= left * (1 + 1e-12)
     return (
-        f"{enough}: this job needs mu = {needed:.6g}, {left:.6g} is left of {found.mu_budget:.6g}"
+        f"{'enough' if enough else 'NOT ENOUGH'}: this job needs mu = {needed:.6g}, {left:.6g} is "
+        f"left of {found.mu_budget:.6g}"
+        + ("" if enough else "; it would draw the rounds that fit, and stop"),
+        enough,
     )
 
 

@@ -261,9 +261,12 @@ class PrivateSettings:
     """[private]: the records to protect. Their number is public."""
 
     features: tuple[str, ...] = _key(
-        _PATHS, "shards of rows (n, d), in order: .npy, file.h5:dataset or .parquet, or patterns"
+        _PATHS,
+        "shards of rows (n, d), in order, or patterns: .npy, file.h5:dataset, .parquet, .zarr",
     )
-    labels: tuple[str, ...] = _key(_PATHS, "shards of classes (n,), in the same order")
+    labels: tuple[str, ...] = _key(
+        _PATHS, "shards of classes 0 to K - 1 (n,), in the same order; any other counts as null"
+    )
     groups: tuple[str, ...] | None = _key(
         _PATHS, "shards of user ids (n,), sorted: then a user is protected, not a record", None
     )

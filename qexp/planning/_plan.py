@@ -49,10 +49,11 @@ class Plan:
     table : tuple of dict
         One row a candidate, best first: ``schedule``, ``n_components``, ``score_mean``,
         ``score_std``, ``accuracy_mean``, ``accuracy_std``, ``surrogates`` (on how many it was
-        tried, at ``records`` simulated private records), ``noise_to_signal`` of the first round
-        and ``noise_loss``, the predicted loss through noise. Candidates that these two discarded
-        have no scores. Rows of fewer surrogates or records were given up early; their scores
-        compare among themselves.
+        tried, at ``records`` simulated private records), ``noise_to_signal``, the norm of the first
+        round's noise over that of the clipped mean *without* noise (so that it may exceed 1, unlike
+        a release's), and ``noise_loss``, the predicted loss through noise. Candidates that these
+        two discarded have no scores. Rows of fewer surrogates or records were given up early; their
+        scores compare among themselves.
     curve : tuple of dict
         The schedule at other ε: ``epsilon`` and the four figures above.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -94,6 +95,12 @@ class Method(Generic[S]):
     candidates: Callable[[], list[S]] = field(repr=False)
     neighbours: Callable[[S], list[S]] = field(repr=False)
     needs_public_data: bool = False
+
+    def __post_init__(self) -> None:
+        # Of the method itself, for `help(qexp.rivals.dp_sgd)`.
+        settings = f"Its settings are :class:`{self.settings_type.__name__}`."
+        called = inspect.getdoc(type(self).__call__) or ""
+        object.__setattr__(self, "__doc__", f"{self.summary}\n\n{settings}\n\n{called}")
 
     def __call__(
         self,

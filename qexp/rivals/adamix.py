@@ -51,7 +51,7 @@ _LEAST_NORM: Final = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class AdaMixSettings:
-    """Settings of `adamix`.
+    """Settings of `adamix` (Golatkar et al., CVPR 2022, arXiv 2203.11481).
 
     Attributes
     ----------

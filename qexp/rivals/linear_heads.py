@@ -42,7 +42,7 @@ _BIAS: Final = -10.0
 
 @dataclass(frozen=True, kw_only=True)
 class LeastSquaresSettings:
-    """Settings of `dp_ls`.
+    """Settings of `dp_ls` (Mehta et al. 2023).
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ class LeastSquaresSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class NewtonSettings:
-    """Settings of `dp_newton`.
+    """Settings of `dp_newton` (Mehta et al. 2023).
 
     Attributes
     ----------
@@ -101,7 +101,7 @@ class NewtonSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCovarianceSettings:
-    """Settings of `dp_fc`.
+    """Settings of `dp_fc` (Mehta et al. 2023).
 
     Attributes
     ----------

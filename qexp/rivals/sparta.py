@@ -41,7 +41,7 @@ _LONGER: Final = 1.2
 
 @dataclass(frozen=True, kw_only=True)
 class SpartaSettings:
-    """Settings of `sparta`.
+    """Settings of `sparta` (arXiv 2503.12822).
 
     Attributes
     ----------

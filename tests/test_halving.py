@@ -58,6 +58,15 @@ def test_refinement_finds_what_the_grid_has_not(trials):
     assert set(search.outcomes) == {0, 30, 64, 90, 61, 67, GOAL}
 
 
+@pytest.mark.parametrize(("most", "found", "stages"), [(0, 52, 2), (4, 64, 4), (9, GOAL, 6)])
+def test_refinement_goes_on_as_long_as_it_gets_further(trials, most, found, stages):
+    search = halving(trials)
+    search.run([40])
+    search.refine(lambda best: [best - 6, best + 6], most=most)
+    assert search.ranked()[0] == found
+    assert len(trials.stages) == 3 + stages
+
+
 def test_an_effort_asks_for_no_more_than_there_is(trials):
     search = halving(trials, n_surrogates=1, n_records=20)
     search.run(range(4))

@@ -150,10 +150,18 @@ class Halving(Generic[C]):
                 alive = sorted(alive, key=self._mean, reverse=True)[:most]
             self._try(alive, stage)
 
-    def refine(self, neighbours: Callable[[C], Sequence[C]]) -> None:
-        """Try what is near the best, as often as the effort says."""
-        for _ in range(self._effort.refinements):
-            self.add(neighbours(self.ranked()[0]))
+    def refine(self, neighbours: Callable[[C], Sequence[C]], *, most: int = 0) -> None:
+        """Try what is near the best, as often as the effort says.
+
+        And on, up to `most` times in all, as long as something better is found: the best may lie
+        beyond the grid.
+        """
+        done, better = 0, True
+        while done < self._effort.refinements or (done < most and better):
+            best = self.ranked()[0]
+            self.add(neighbours(best))
+            better = self.ranked()[0] != best
+            done += 1
 
     def add(self, candidates: Sequence[C]) -> None:
         """Try more candidates on all surrogates and records, but for those that were."""

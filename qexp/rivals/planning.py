@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -92,6 +92,10 @@ class RivalPlan:
             "surrogates": list(self.surrogates),
             "table": [{**row, "settings": asdict(row["settings"])} for row in self.table],
         }
+
+
+# Grids hold what was published, and the best for other data may lie a few steps beyond them.
+_MOST_REFINEMENTS: Final = 6
 
 
 def plan_rival(
@@ -189,7 +193,7 @@ def plan_rival(
     )
     halving.run(pool)
     if candidates is None:
-        halving.refine(method.neighbours)
+        halving.refine(method.neighbours, most=_MOST_REFINEMENTS)
     halving.settle()
     table = tuple(_row(settings, halving.outcomes[settings]) for settings in halving.ranked())
     best = table[0]

@@ -309,10 +309,10 @@ def test_the_report_tells_wins_ties_and_losses(tmp_path):
     written = report.write(store, tmp_path / "docs")
     page = written[0].read_text("utf-8")
     assert "1 won, 1 tied, 1 lost" in page
-    lost = "| lost | 1 | 70.0 ± 0.2 | dp_sgd, 80.0 ± 0.2 | -10.00 ± 0.00 | 3 |  | "
+    lost = "| lost | 1 | 70.0 ± 0.2 | dp_sgd, 80.0 ± 0.2 | -10.00 ± 0.00 | 3 |  | dp_sgd | "
     assert f"{lost}reason not found yet" in page
     assert "| won | 1 | 90.0 ± 0.2 | dp_gd, 80.0 ± 0.2 | +10.00 ± 0.00 | 3 |" in page
-    assert "| tied | 1 | 90.0 ± 0.2 | dp_gd, 90.3 ± 1.5 | -0.27 ± 1.43 | 3 |" in page
+    assert "| tied | 1 | 90.0 ± 0.2 | dp_gd, 90.3 ± 1.5 | -0.27 ± 1.43 | 3 |  |" in page
     assert "the pretrained model 40.0 ± 0.0, without privacy 95.0" in page
     assert all(path.stat().st_size > 0 for path in written)
     # The others have one budget, which makes no curve.
@@ -344,7 +344,7 @@ def test_pairs_tell_what_means_alone_do_not(tmp_path):
     store = Store(tmp_path / "results")
     store.add(seeds("a", "qexp", 1.0, 0.801, spread=0.1) + seeds("a", "dp_gd", 1.0, 0.8, 0.1))
     # A seed that only one of them has is in no pair.
-    store.add([line(method="qexp", seed=7, value=0.801)])
+    store.add([line(method="dp_gd", seed=7, value=0.8)])
     ours, theirs = (s for s in summaries.summarise(store.all_lines()) if s.task == "a")
     ours, theirs = (ours, theirs) if ours.method == "qexp" else (theirs, ours)
     assert ours.half_width > 0.1
@@ -354,6 +354,19 @@ def test_pairs_tell_what_means_alone_do_not(tmp_path):
     assert gap.is_clear
     page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
     assert "1 won, 0 tied, 0 lost" in page
+
+
+def test_a_rival_that_is_clearly_above_is_named_and_one_that_is_not_done_is_missing(tmp_path):
+    store = Store(tmp_path / "results")
+    store.add(seeds("a", "qexp", 1.0, 0.8) + seeds("a", "dp_gd", 1.0, 0.82, jitter=0.04))
+    store.add([*seeds("a", "dp_sgd", 1.0, 0.81), line(method="sparta", value=0.99)])
+    [verdict] = verdicts(summaries.summarise(store.all_lines()))
+    assert (verdict.word, verdict.best.method) == ("Tied", "dp_gd")
+    assert verdict.above == ("dp_sgd",)
+    assert verdict.missing == ("sparta",)
+    page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
+    assert "(without sparta)" in page
+    assert "| 3 | dp_sgd |" in page
 
 
 def test_a_paired_difference_is_students():
@@ -382,7 +395,7 @@ def test_a_reason_stands_beside_a_loss(tmp_path, monkeypatch):
     store = Store(tmp_path / "results")
     store.add(seeds("a", "qexp", 1.0, 0.7) + seeds("a", "dp_gd", 1.0, 0.8))
     page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
-    assert "| 3 |  | measured: too few steps |" in page
+    assert "| 3 |  | dp_gd | measured: too few steps |" in page
     assert reasons.NOT_FOUND not in page
 
 

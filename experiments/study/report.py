@@ -261,6 +261,8 @@ def _verdicts(found: list[Summary], errors: Mapping[tuple[str, float, str], floa
                 cells[-1] = difference_text(whole, ours.metric)
                 sampled += 1
                 kept[word] += whole.is_clear
+        if word != "Won":
+            cells.append(", ".join(verdict.above))
         if word == "Lost":
             cells.append(REASONS.get((task, epsilon), NOT_FOUND))
         counts[epsilon >= _LEAST_JUDGED][word] += 1
@@ -290,6 +292,8 @@ def _verdicts(found: list[Summary], errors: Mapping[tuple[str, float, str], floa
             heads = [title, "ε", "qexp", "best rival", "difference, paired", "common seeds"]
             if title != "Tied":
                 heads.append("over test records too")
+            if title != "Won":
+                heads.append("clearly above qexp")
             if title == "Lost":
                 heads.append("reason")
             parts += ["", f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|", *cells]

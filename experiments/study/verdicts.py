@@ -20,15 +20,18 @@ class Verdict:
     ----------
     ours, best : Summary
     missing : tuple of str
-        Rivals that the task has at other budgets, and not here.
+        Rivals that the task has at other budgets, and not here, or not with as many seeds yet.
     gap : Difference or None
         None where they share no seed.
+    above : tuple of str
+        All rivals that qexp is clearly below, best first.
     """
 
     ours: Summary
     best: Summary
     missing: tuple[str, ...]
     gap: Difference | None
+    above: tuple[str, ...]
 
     @property
     def cell(self) -> tuple[str, float]:
@@ -51,15 +54,28 @@ def verdicts(found: list[Summary]) -> list[Verdict]:
     made = []
     for (task, _), methods in sorted(methods_by_cell(found).items()):
         ours = planned(methods)
-        rivals = [s for name, s in methods.items() if name not in (*OURS, *BOUNDS)]
-        if ours is None or not rivals:
+        if ours is None:
             continue
+        whole = {
+            name: s
+            for name, s in methods.items()
+            if name not in (*OURS, *BOUNDS) and s.seeds >= ours.seeds
+        }
+        if not whole:
+            continue
+        rivals = [*whole.values()]
         if task in public:  # It costs no privacy at all.
             rivals.append(public[task])
-        best = max(rivals, key=lambda s: s.mean)
-        missing = tuple(sorted(m for t, m in known if t == task and m not in methods))
-        made.append(Verdict(ours, best, missing, paired(ours, best)))
+        rivals.sort(key=lambda s: s.mean, reverse=True)
+        missing = tuple(sorted(m for t, m in known if t == task and m not in whole))
+        above = tuple(s.method for s in rivals if _is_below(ours, s))
+        made.append(Verdict(ours, rivals[0], missing, paired(ours, rivals[0]), above))
     return made
+
+
+def _is_below(ours: Summary, other: Summary) -> bool:
+    gap = paired(ours, other)
+    return gap is not None and gap.is_clear and gap.mean < 0
 
 
 def planned(methods: Mapping[str, Summary]) -> Summary | None:

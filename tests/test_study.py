@@ -23,6 +23,7 @@ from experiments import everything, fine_tuning, public_moves
 from experiments.lines import Lines
 from experiments.study import (
     cells,
+    drops,
     methods,
     reasons,
     repeat,
@@ -367,6 +368,17 @@ def test_a_rival_that_is_clearly_above_is_named_and_one_that_is_not_done_is_miss
     page = report.write(store, tmp_path / "docs")[0].read_text("utf-8")
     assert "(without sparta)" in page
     assert "| 3 | dp_sgd |" in page
+
+
+def test_a_clear_drop_with_more_budget_is_told():
+    some = (
+        seeds("a", "qexp", 1.0, 0.8) + seeds("a", "qexp", 2.0, 0.7) + seeds("a", "qexp", 4.0, 0.9)
+    )
+    some += seeds("a", "dp_gd", 1.0, 0.8) + seeds("a", "dp_gd", 2.0, 0.799, jitter=0.01)
+    text = drops.section(summaries.summarise(some))
+    assert "| a | qexp | 1 | 2 | -10.00 ± 0.00 |" in text
+    assert text.count("| a |") == 1
+    assert drops.section(summaries.summarise(seeds("a", "qexp", 1.0, 0.8))) is None
 
 
 def test_a_paired_difference_is_students():

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from experiments.study import glance
+from experiments.study import drops, glance
 from experiments.study.cells import DEFAULT_EPSILONS
 from experiments.study.figures import plot_budgets, plot_records
 from experiments.study.names import BOUNDS, PLAIN, PLANNED, RECORDS, in_order
@@ -92,6 +92,9 @@ def write(store: Store | None = None, docs: Path = DOCS) -> list[Path]:
     if gaps is not None:
         parts.append(gaps)
     parts.append(_verdicts(found, known_errors(store)))
+    worse = drops.section(found)
+    if worse is not None:
+        parts.append(worse)
     schedules = _schedules(lines)
     if schedules is not None:
         parts.append(schedules)

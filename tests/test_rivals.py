@@ -42,6 +42,7 @@ from qexp.rivals import (
 from qexp.rivals._accounting import Target, poisson_epsilon
 from qexp.rivals._descent import Descent, Diverged, one_cycle
 from qexp.rivals._leading_vectors import KeptRows
+from qexp.rivals._parts import InputSubspace, SomeRowsAndColumns
 from qexp.rivals.output_perturbation import sensitivity
 
 pytest.importorskip("sklearn")
@@ -396,7 +397,7 @@ def test_one_cycle_rises_and_falls():
 
 def test_adamix_against_its_formula(monkeypatch):
     settings = AdaMixSettings(
-        steps=1, learning_rate=1.0, rank=2, public_weight=0.5, weight_decay=0.1
+        steps=1, learning_rate=1.0, rank=2, public_share=0.3, weight_decay=0.1
     )
     result = run_exactly(monkeypatch, "adamix", settings, model=HEAD)
     public = rows(HEAD, X_PUBLIC, Y_PUBLIC)
@@ -406,7 +407,7 @@ def test_adamix_against_its_formula(monkeypatch):
     g = rows(HEAD)
     clipped = g * np.minimum(1, tau / np.linalg.norm(g, axis=1, keepdims=True))
     projected = (clipped.sum(axis=0).reshape(3, 7) @ basis @ basis.T).ravel()
-    step = (projected + 0.5 * total) / (60 + 0.5 * 50)
+    step = 0.7 * projected / 60 + 0.3 * total / 50
     np.testing.assert_allclose(result.model.weights, HEAD.weights - step, atol=2e-4)
 
 
@@ -674,7 +675,7 @@ GOOD = {
     dp_gd: GradientDescentSettings(steps=40, learning_rate=1.0),
     dp_sgd: SGDSettings(steps=120, sampling_rate=0.25, learning_rate=3.0),
     adamix: AdaMixSettings(
-        steps=60, learning_rate=3.0, clipping_norm=1.0, public_weight=0.1, subspace="none"
+        steps=60, learning_rate=3.0, clipping_norm=1.0, public_share=0.1, subspace="none"
     ),
     sparta: SpartaSettings(
         epochs=30, warm_up_epochs=3, sampling_rate=0.25, kept=0.8, learning_rate=0.5
@@ -755,10 +756,14 @@ def test_bad_arguments(changes, error, message):
         (GradientDescentSettings, {"clipping_norm": -1.0}, "above 0"),
         (AdaMixSettings, {"subspace": "all"}, "needs one of"),
         (AdaMixSettings, {"rank": 0}, "at least 1"),
-        (AdaMixSettings, {"public_weight": -1.0}, "at least 0"),
+        (AdaMixSettings, {"public_share": 1.0}, r"\[0, 1\)"),
         (SpartaSettings, {"epochs": 5, "warm_up_epochs": 4}, "at least one more"),
         (SpartaSettings, {"kept": 1.2}, "a probability"),
         (SpartaSettings, {"groups": "layer"}, "needs one of"),
+        (SpartaSettings, {"groups": 5}, "an integer for each weight"),
+        (SpartaSettings, {"groups": ("row",)}, "an integer for each weight"),
+        (SpartaSettings, {"groups": (0.7, 0.9)}, "an integer for each weight"),
+        (NewtonSettings, {"clipping": 1.5}, "a probability"),
         (SpartaSettings, {"scores": "released"}, "needs one of"),
         (LeastSquaresSettings, {"ridge": 0.0}, "above 0"),
         (NewtonSettings, {"start": "random"}, "needs one of"),
@@ -771,6 +776,59 @@ def test_bad_arguments(changes, error, message):
 def test_bad_settings(settings, arguments, message):
     with pytest.raises(ValueError, match=message):
         settings(**arguments)
+
+
+@pytest.mark.parametrize(
+    "settings", [LeastSquaresSettings, NewtonSettings, FeatureCovarianceSettings]
+)
+def test_a_flag_is_true_or_false(settings):
+    with pytest.raises(TypeError, match="centred is 'no'; it needs True or False"):
+        settings(centred="no")
+
+
+def test_a_regularisation_that_leaves_nothing_is_refused():
+    with pytest.raises(ValueError, match="regularisation is 1e"):
+        run("output_perturbation", settings=OutputPerturbationSettings(regularisation=1e17))
+
+
+@pytest.mark.parametrize(("given", "message"), [((3, 4), "has shapes"), (X_PUBLIC, "a pair")])
+def test_public_data_are_a_pair(given, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call(method=adamix, settings=SHORT["adamix"], public_data=given)
+
+
+def test_public_records_count_alike_however_many_there_are(monkeypatch):
+    settings = AdaMixSettings(
+        steps=2, learning_rate=1.0, subspace="none", clipping_norm=1.0, public_share=0.3
+    )
+    twice = np.repeat(X_PUBLIC, 2, axis=0), np.repeat(Y_PUBLIC, 2)
+    one = run_exactly(monkeypatch, "adamix", settings).release.weights
+    monkeypatch.setitem(globals(), "X_PUBLIC", twice[0])
+    monkeypatch.setitem(globals(), "Y_PUBLIC", twice[1])
+    other = run_exactly(monkeypatch, "adamix", settings).release.weights
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dp_newton", "dp_fc"])
+def test_gradients_of_heads_may_be_clipped_further(monkeypatch, name):
+    settings = SHORT[name]
+    change = {"clipping": 1e-3} if name == "dp_newton" else {"clipping_norm": 1e-3}
+    whole, clipped = (
+        run_exactly(monkeypatch, name, replace(settings, start="zero", steps=1, **more))
+        for more in ({}, change)
+    )
+    size = math.prod(MODEL.layer_shapes[-1])
+    ends = [np.linalg.norm(result.release.weights[-size:]) for result in (whole, clipped)]
+    assert ends[1] < 0.5 * ends[0]
+
+
+def test_layers_over_places_are_refused_where_they_cannot_be_taken_apart():
+    shapes = [(2, 3)]
+    factors = [(np.ones((4, 6)), np.ones((4, 1)))]
+    every = [np.ones(2, bool)], [np.ones(2, bool)]
+    for part in (SomeRowsAndColumns(shapes, *every), InputSubspace(shapes, [np.eye(3)[:, :2]])):
+        with pytest.raises(ValueError, match="no outer product of 2 derivatives and 3 inputs"):
+            part.pairs(factors)
 
 
 def test_bad_groups():

@@ -147,3 +147,25 @@ def test_coarse_accounting_is_private_and_near():
         for coarseness in (1.0, 5.0)
     )
     assert fine <= coarse < fine * 1.001
+
+
+def test_a_delta_that_takes_no_noise_is_refused():
+    with pytest.raises(ValueError, match="not below the probability"):
+        poisson_noise_multiplier(0.01, 1, 0.05, 1e-2, "replace_special")
+
+
+@pytest.mark.parametrize("sigma", [1.0, 4.0])
+def test_exchanging_a_record_moves_a_sum_by_twice_as_much(sigma):
+    """Apart from dp_accounting's convention: two clipping norms, one to either side."""
+    found = poisson_epsilon(1.0, 1, sigma, DELTA, "replace_one")
+    assert found == pytest.approx(epsilon(DELTA, 2 / sigma), rel=1e-3)
+
+
+def test_exchanging_a_record_of_a_sample_is_the_antipodal_pair():
+    rate, sigma = 0.3, 1.5
+    found = poisson_epsilon(rate, 1, sigma, 1e-3, "replace_one")
+    grid = np.linspace(-25, 25, 2_000_001)
+    none = (1 - rate) * stats.norm.pdf(grid, 0, sigma)
+    one, other = (none + rate * stats.norm.pdf(grid, at, sigma) for at in (1, -1))
+    exact = np.trapezoid(np.maximum(one - math.exp(found) * other, 0), grid)
+    assert 0.99e-3 <= exact <= 1e-3 * (1 + 1e-6)

@@ -241,6 +241,23 @@ def test_sums_are_those_announced():
     assert not boundary.is_within_target()
 
 
+def test_sampled_sums_are_no_more_than_announced():
+    boundary = private()
+    boundary.plan_sampled(0.5, 1)
+    boundary.noisy_sum(zeros, n_components=5000, clipping_norm=1.0, label="x")
+    assert boundary.is_within_target()
+    boundary.claims.append(boundary.claims[0])
+    assert not boundary.is_within_target()
+
+
+def test_a_norm_depends_on_its_row_alone():
+    left, right = RNG.normal(size=(50, 900)), RNG.normal(size=(50, 40))
+    chosen = RNG.permutation(900)[:700]
+    whole = row_norms([(left[:, chosen], right)])
+    alone = [row_norms([(left[i : i + 1][:, chosen], right[i : i + 1])])[0] for i in range(50)]
+    np.testing.assert_array_equal(whole, alone)
+
+
 def test_a_vector_is_released_within_its_claim():
     boundary = private(target=Target(2.0, 1e-5, "replace_one"))
     boundary.plan_full_batch([1.0])

@@ -109,6 +109,13 @@ def test_trials_are_as_many_as_qexp_has(digits):
     assert len(fewer.table) == 5
 
 
+@pytest.mark.parametrize("wrong", [{"target_epsilon": "1"}, {"target_delta": None}])
+def test_a_target_is_checked_as_everywhere(digits, wrong):
+    [name] = wrong
+    with pytest.raises(TypeError, match=f"{name} must be a real number"):
+        planned(digits, **wrong)
+
+
 SHORT = {
     "dp_gd": GradientDescentSettings(steps=3),
     "dp_sgd": SGDSettings(steps=4, sampling_rate=0.5),

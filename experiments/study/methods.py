@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from experiments.fine_tuning import (
@@ -140,13 +140,15 @@ def rival_method(
 
 
 def settings_from_json(settings_type: type[Any], values: Mapping[str, Any]) -> Any:
-    """Make settings of what JSON holds, where tuples are lists."""
-    known = {f.name for f in fields(settings_type)}
+    """Make settings of what JSON holds, where tuples are lists.
+
+    What a line does not say, as it is older than the choice, is the default; a name that is not
+    known is an error, as the line would be run by other settings than it says.
+    """
     return settings_type(
         **{
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()
-            if name in known
         }
     )
 

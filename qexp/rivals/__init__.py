@@ -1,8 +1,9 @@
 """Other ways of private fine-tuning, on one interface and on qexp's own boundary.
 
-Each is implemented to win: with the published improvements, exact accounting, and settings planned
-on public records by the trials that qexp's own get (:func:`plan_rival`). A method is called like a
-function; see :class:`Method`.
+Each is implemented to win: with published improvements, exact accounting, and settings planned on
+public records by the stages of trials that qexp's own get (:func:`plan_rival`). docs/rivals.md says
+which improvements there are, and which are left out. A method is called like a function; see
+:class:`Method`.
 """
 
 from types import MappingProxyType

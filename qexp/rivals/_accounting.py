@@ -140,6 +140,13 @@ def poisson_noise_multiplier(
         raise ValueError(f"the sampling rate is {rate}; it needs a number in (0, 1)")
     steps = _checks.count(steps, "steps")
 
+    ever = -math.expm1(steps * math.log1p(-rate))
+    if ever <= delta:
+        raise ValueError(
+            f"delta is {delta}, not below the probability {ever:g} that {steps} samples of a share "
+            f"of {rate} hold a given record at all, so that no noise is needed; give a smaller "
+            "delta"
+        )
     spent: dict[float, float] = {}
     discretization = _DISCRETIZATION * max(1.0, epsilon) * coarseness
 

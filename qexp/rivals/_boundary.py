@@ -48,11 +48,15 @@ class Planned(NamedTuple):
 def row_norms(pairs: Pairs) -> NDArray[Any]:
     """Give ‖⊕ left_i ⊗ right_i‖ of every record, (m,). A row's bits depend on that row alone."""
     with np.errstate(all="ignore"):
-        squares = sum(
-            np.square(left).sum(axis=1) * np.square(right).sum(axis=1) for left, right in pairs
-        )
+        squares = sum(_squares(left) * _squares(right) for left, right in pairs)
         norms: NDArray[Any] = np.sqrt(squares)
     return norms
+
+
+def _squares(rows: NDArray[Any]) -> NDArray[Any]:
+    # Sums along columns that lie apart would go by how many rows there are.
+    squares: NDArray[Any] = np.square(np.ascontiguousarray(rows)).sum(axis=1)
+    return squares
 
 
 class Boundary(ABC):
@@ -184,7 +188,9 @@ class PrivateBoundary(Boundary):
     Which records are in a Poisson sample is drawn from the cryptographic generator, to 64 bits a
     record. The sample's size is a function of these coins alone, not of any record's values; still
     it is kept secret, since the accounting is about samples that nobody sees. It shows in the run
-    time: who can time a step learns about how many records were in it, and nothing of them.
+    time, and who can time the steps knows the sizes: for them δ is larger than what is claimed,
+    2.6 times for one sum with q = 0.02, σ = 1.5 and ε = 0.1 of 250 records, and next to nothing of
+    tens of thousands. So times of steps, and a progress bar, are as private as the records.
     """
 
     def __init__(
@@ -233,7 +239,7 @@ class PrivateBoundary(Boundary):
     def is_within_target(self) -> bool:
         """Tell whether the claims compose to the target, exactly; sampled ones as announced."""
         if any(rate < 1 for rate, _ in self.claims):
-            return all(
+            return len(self.claims) <= len(self.planned) and all(
                 rate == planned.rate and mu <= 1 / planned.noise_multiplier
                 for (rate, mu), planned in zip(self.claims, self.planned, strict=False)
             )

@@ -209,8 +209,13 @@ class Method(Generic[S]):
                     f"{self.name} learns from public records; give public_data=(X_public, y_public)"
                 )
             return None
+        if not isinstance(public_data, tuple | list) or len(public_data) != 2:
+            raise TypeError(
+                f"public_data is a {type(public_data).__name__}; it needs to be a pair "
+                "(X_public, y_public)"
+            )
         X, y = (np.asarray(part) for part in public_data)
-        if len(X) == 0 or y.shape != (len(X),):
+        if X.ndim == 0 or len(X) == 0 or y.shape != (len(X),):
             raise ValueError(
                 f"public_data has shapes {X.shape} and {y.shape}; they need (m, …) and (m,), "
                 "m at least 1"

@@ -26,6 +26,7 @@ __all__ = [
     "gradients",
     "layer_factors",
     "layer_shapes",
+    "require_outer_products",
     "scaled",
 ]
 
@@ -76,6 +77,19 @@ def layer_factors(model: Any, X: NDArray[Any], y: NDArray[Any]) -> Iterator[Sequ
             else (inputs, deltas)
             for inputs, deltas in factors
         ]
+
+
+def require_outer_products(
+    shapes: Sequence[tuple[int, int]], factors: Sequence[Factors], what: str
+) -> None:
+    """Raise where a layer's gradient is no single outer product, as of a convolution."""
+    for number, ((out, inp), (inputs, deltas)) in enumerate(zip(shapes, factors, strict=True)):
+        if (deltas.shape[1], inputs.shape[1]) != (out, inp):
+            raise ValueError(
+                f"layer {number} of the model has gradients that are no outer product of {out} "
+                f"derivatives and {inp} inputs (a convolution, or a layer over several places); "
+                f"{what} cannot take it apart"
+            )
 
 
 def scaled(pairs: Pairs, factors: NDArray[Any]) -> Pairs:
@@ -146,7 +160,7 @@ class SomeRowsAndColumns:
         *,
         biases: bool = True,
     ) -> None:
-        self._biases = biases
+        self._shapes, self._biases = shapes, biases
         self._rows, self._columns, parts, start = [], [], [], 0
         for (out, inp), of_rows, of_columns in zip(shapes, rows, columns, strict=True):
             numbers = np.arange(start, start := start + out * inp).reshape(out, inp)
@@ -159,6 +173,7 @@ class SomeRowsAndColumns:
         self.n_components = len(self._chosen)
 
     def pairs(self, factors: Sequence[Factors]) -> Pairs:
+        require_outer_products(self._shapes, factors, "a choice of its rows and columns")
         pairs = []
         for (inputs, deltas), rows, columns, has_weights in zip(
             factors, self._rows, self._columns, self._has_weights, strict=True
@@ -235,6 +250,7 @@ class InputSubspace:
         *,
         public_rows: bool = False,
     ) -> None:
+        self._shapes = shapes
         self._rows = [out for out, _ in shapes]
         self._bases = list(bases)
         self._products: list[Callable[[NDArray[Any]], NDArray[Any]]] = [
@@ -245,6 +261,7 @@ class InputSubspace:
         )
 
     def pairs(self, factors: Sequence[Factors]) -> Pairs:
+        require_outer_products(self._shapes, factors, "a subspace of its inputs")
         return [
             (deltas, product(inputs))
             for (inputs, deltas), product in zip(factors, self._products, strict=True)

@@ -7,6 +7,7 @@ from qexp import _checks
 __all__ = [
     "check_choice",
     "check_count",
+    "check_flag",
     "check_not_negative",
     "check_positive",
     "check_rate",
@@ -43,6 +44,13 @@ def check_rate(settings: object, name: str = "sampling_rate") -> None:
     if value > 1:
         raise ValueError(f"{name} is {value}; it needs a probability in (0, 1]")
     object.__setattr__(settings, name, value)
+
+
+def check_flag(settings: object, name: str) -> None:
+    """Check a field that needs True or False."""
+    value = getattr(settings, name)
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; it needs True or False")
 
 
 def check_choice(settings: object, name: str, allowed: tuple[str, ...]) -> None:

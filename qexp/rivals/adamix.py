@@ -74,9 +74,9 @@ class AdaMixSettings:
     rank : int
         Most dimensions of a layer's subspace. "total" has at most as many as the layer has
         outputs.
-    public_weight : float
-        What a public record counts for beside a private one in the mixed gradient; 0 leaves the
-        public gradient out.
+    public_share : float
+        Share in [0, 1) of the mixed gradient that is the mean of the public records' gradients,
+        whatever the numbers of records are; 0 leaves it out.
     public_records : int
         At most so many public records are used, the first ones.
     public_steps : int
@@ -91,7 +91,7 @@ class AdaMixSettings:
     clipping_norm: float | None = None
     subspace: Subspace = "total"
     rank: int = 10
-    public_weight: float = 1.0
+    public_share: float = 0.1
     public_records: int = 1000
     public_steps: int = 0
     public_learning_rate: float = 0.5
@@ -100,8 +100,8 @@ class AdaMixSettings:
         check_count(self, "steps", "rank", "public_records")
         check_count(self, "public_steps", least=0)
         check_positive(self, "learning_rate", "public_learning_rate")
-        check_not_negative(self, "weight_decay", "public_weight")
-        check_share(self, "clipping_quantile")
+        check_not_negative(self, "weight_decay")
+        check_share(self, "clipping_quantile", "public_share")
         check_choice(self, "subspace", _SUBSPACES)
         if self.clipping_norm is not None:
             check_positive(self, "clipping_norm")
@@ -182,7 +182,8 @@ def _tune(
     ):
         return Tuned(descent.theta, diverged=True)
     start: NDArray[Any] = model_at(model, descent.theta).weights.astype(boundary.dtype)
-    total_weight = boundary.n_records + settings.public_weight * len(y)
+    private_share = (1 - settings.public_share) / boundary.n_records
+    public_share = settings.public_share / len(y)
 
     def mixed(model: Any, t: int) -> NDArray[Any]:
         seen = _Public(model, X, y, settings, boundary)
@@ -192,8 +193,8 @@ def _tune(
             clipping_norm=seen.clipping_norm,
             label="step",
         )
-        gradient: NDArray[Any] = seen.part.embed(values) + settings.public_weight * seen.gradient
-        gradient /= total_weight
+        gradient: NDArray[Any] = private_share * seen.part.embed(values)
+        gradient += public_share * seen.gradient
         gradient += settings.weight_decay * (descent.theta - start)
         return gradient
 
@@ -208,14 +209,14 @@ def _candidates() -> list[AdaMixSettings]:
         {"subspace": "none"},
     ]
     return [
-        AdaMixSettings(steps=steps, learning_rate=eta, public_weight=weight, **clipping, **subspace)
+        AdaMixSettings(steps=steps, learning_rate=eta, public_share=share, **clipping, **subspace)
         # 28 steps at noise multiplier 20 are μ = 0.264, about ε = 1 at δ = 1e-5. Gradients of
         # records that pretraining fits are short, so that their quantiles may clip those of a new
         # domain too much: beside them stand the fixed norms of `dp_gd`.
-        for steps, eta, weight, clipping, subspace in itertools.product(
+        for steps, eta, share, clipping, subspace in itertools.product(
             (10, 28, 80),
             (1.0, 4.0, 12.0),
-            (0.1, 1.0),
+            (0.02, 0.2),
             ({"clipping_quantile": 0.9}, *({"clipping_norm": c} for c in (0.3, 1.0, 3.0))),
             subspaces,
         )
@@ -227,7 +228,7 @@ def _neighbours(settings: AdaMixSettings) -> list[AdaMixSettings]:
         {"learning_rate": settings.learning_rate * f} for f in (0.55, 1.8)
     ]
     changes += [{"steps": max(1, round(settings.steps * f))} for f in (0.6, 1.6)]
-    changes += [{"public_weight": settings.public_weight * f} for f in (0.3, 3.0)]
+    changes += [{"public_share": min(settings.public_share * f, 0.9)} for f in (0.3, 3.0)]
     if settings.subspace != "none":
         changes += [{"rank": max(1, round(settings.rank * f))} for f in (0.5, 2.0)]
     changes += [{"weight_decay": value} for value in (1e-3, 1e-2)]

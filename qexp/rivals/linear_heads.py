@@ -24,7 +24,14 @@ from qexp._factor import row_product
 from qexp.rivals._boundary import Boundary, Pairs
 from qexp.rivals._heads import Head, head_of
 from qexp.rivals._method import Method, PublicData, Tuned
-from qexp.rivals._settings import check_choice, check_count, check_not_negative, check_positive
+from qexp.rivals._settings import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_not_negative,
+    check_positive,
+    check_rate,
+)
 
 __all__ = [
     "FeatureCovarianceSettings",
@@ -63,6 +70,7 @@ class LeastSquaresSettings:
     centred: bool = False
 
     def __post_init__(self) -> None:
+        check_flag(self, "centred")
         check_not_negative(self, "global_weight")
         check_positive(self, "ridge", "feature_norm")
 
@@ -82,6 +90,9 @@ class NewtonSettings:
         C.
     centred : bool
         As in :class:`LeastSquaresSettings`.
+    clipping : float
+        Share in (0, 1] of the bounds of a record's Hessian and gradient that these are clipped to,
+        which the paper does not: most are far shorter.
     start : {"zero", "pretrained"}
         The paper starts at zero.
     """
@@ -91,11 +102,14 @@ class NewtonSettings:
     ridge: float = 10.0
     feature_norm: float = 1.0
     centred: bool = False
+    clipping: float = 1.0
     start: Start = "zero"
 
     def __post_init__(self) -> None:
         check_count(self, "steps")
         check_positive(self, "learning_rate", "ridge", "feature_norm")
+        check_rate(self, "clipping")
+        check_flag(self, "centred")
         check_choice(self, "start", STARTS)
 
 
@@ -131,6 +145,7 @@ class FeatureCovarianceSettings:
     def __post_init__(self) -> None:
         check_count(self, "steps")
         check_positive(self, "learning_rate", "ridge", "feature_norm", "clipping_norm")
+        check_flag(self, "centred")
         check_choice(self, "start", STARTS)
 
 
@@ -241,13 +256,13 @@ def _tune_newton(
         hessian = boundary.noisy_sum(
             head.pairs(hessians),
             n_components=classes * d * d,
-            clipping_norm=math.sqrt(classes) / 4,
+            clipping_norm=settings.clipping * math.sqrt(classes) / 4,
             label="Hessians",
         ).reshape(classes, d, d)
         gradient = boundary.noisy_sum(
             head.pairs(lambda z, labels: [(expit(scores(z)) - labels, z)]),
             n_components=classes * d,
-            clipping_norm=math.sqrt(classes),
+            clipping_norm=settings.clipping * math.sqrt(classes),
             label="gradient",
         ).reshape(classes, d)
         change = [
@@ -332,6 +347,20 @@ def _fc_candidates() -> list[FeatureCovarianceSettings]:
     ]
 
 
+def _newton_neighbours(settings: NewtonSettings) -> list[NewtonSettings]:
+    clips = (settings.clipping * f for f in (0.3, 0.55, 1.8))
+    return [
+        *_neighbours(settings),
+        *(replace(settings, clipping=min(clip, 1.0)) for clip in clips),
+    ]
+
+
+def _fc_neighbours(settings: FeatureCovarianceSettings) -> list[FeatureCovarianceSettings]:
+    # From the published 1, which is above any gradient, far enough to clip some.
+    clips = (settings.clipping_norm * f for f in (0.15, 0.55, 1.8))
+    return [*_neighbours(settings), *(replace(settings, clipping_norm=clip) for clip in clips)]
+
+
 def _neighbours(settings: Any) -> list[Any]:
     return [
         *(replace(settings, ridge=settings.ridge * f) for f in (0.55, 1.8)),
@@ -358,7 +387,7 @@ dp_newton: Final = Method(
     settings_type=NewtonSettings,
     algorithm=_tune_newton,
     candidates=_newton_candidates,
-    neighbours=_neighbours,
+    neighbours=_newton_neighbours,
 )
 
 dp_fc: Final = Method(
@@ -368,5 +397,5 @@ dp_fc: Final = Method(
     settings_type=FeatureCovarianceSettings,
     algorithm=_tune_fc,
     candidates=_fc_candidates,
-    neighbours=_neighbours,
+    neighbours=_fc_neighbours,
 )

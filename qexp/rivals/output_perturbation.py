@@ -91,6 +91,11 @@ def sensitivity(
     """
     lam = settings.regularisation
     eta = 1 / (_SMOOTHNESS + lam)
+    if eta * lam >= 1:
+        raise ValueError(
+            f"regularisation is {lam:g}; beside it the loss vanishes in double precision: it needs "
+            "to be far smaller, about 1e-4 to 1"
+        )
     reach = -math.expm1(settings.steps * math.log1p(-eta * lam)) * _LIPSCHITZ / lam
     unit = 2.0**-52
     rounding = 4 * unit * (n_records + n_features + 1000 + 1 / (eta * lam)) * _LIPSCHITZ / lam

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qexp import _checks
+from qexp._privacy_checks import check_delta, check_epsilon
 from qexp.models._public_perceptron import PublicPerceptron, for_public_records
 from qexp.planning._domains import (
     PublicDomains,
@@ -159,7 +160,11 @@ def plan_rival(
     if not isinstance(method, Method):
         raise TypeError(f"method is a {type(method).__name__}; it needs one of qexp.rivals.METHODS")
     n = _checks.count(n_records, "n_records")
-    target = Target(float(target_epsilon), float(target_delta), neighboring_relation)
+    target = Target(
+        check_epsilon(target_epsilon, "target_epsilon"),
+        check_delta(target_delta, "target_delta"),
+        neighboring_relation,
+    )
     pool = list(dict.fromkeys(method.candidates() if candidates is None else candidates))
     if not pool or not all(isinstance(s, method.settings_type) for s in pool):
         raise TypeError(

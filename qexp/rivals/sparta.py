@@ -94,7 +94,7 @@ class SpartaSettings:
         if isinstance(self.groups, str):
             check_choice(self, "groups", _GROUPS)
         else:
-            object.__setattr__(self, "groups", tuple(int(group) for group in self.groups))
+            object.__setattr__(self, "groups", _numbers(self.groups))
         if self.warm_up_epochs + 2 > self.epochs:
             raise ValueError(
                 f"epochs is {self.epochs}, of which {self.warm_up_epochs} are warm-up and one is "
@@ -105,6 +105,15 @@ class SpartaSettings:
     def steps_per_epoch(self) -> int:
         """⌈1/q⌉."""
         return math.ceil(1 / self.sampling_rate)
+
+
+def _numbers(groups: object) -> tuple[int, ...]:
+    found = np.asarray(groups)
+    if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(
+            f"groups is {groups!r}; it needs one of {_GROUPS}, or an integer for each weight"
+        )
+    return tuple(found.tolist())
 
 
 def _tune(

@@ -4,7 +4,8 @@
 
 writes tables in the published schema with random contents into the folder (unless they are there),
 reads them with `qexp.datasets.load_mimic3` in a process of its own and prints one JSON line. No
-row tells of any patient. `python -m experiments all` keeps such lines.
+row tells of any patient: who dies is known by higher values, so that a model has something to
+learn. `python -m experiments all` keeps such lines.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import Final
 
 from experiments.measurement import Line, Measurement, markdown_table
+from qexp.datasets.mimic3 import CARE_UNITS
 
 _CHART_ITEMS = (211, 220045, 51, 220050, 8368, 220051, 618, 220210, 223761, 678, 646, 220277)
 _OTHER_ITEMS = tuple(range(2000, 2036))  # three in four rows are of no interest, as in the release
+_DIED = "i % 9 // 8"
 
 
 def write_tables(folder: Path, rows: int, stays: int) -> None:
@@ -46,19 +49,21 @@ def write_tables(folder: Path, rows: int, stays: int) -> None:
         "ADMISSIONS",
         f"SELECT i AS ROW_ID, i AS SUBJECT_ID, 100000 + i AS HADM_ID, {intime} AS ADMITTIME, "
         f"{intime} + INTERVAL 9 DAY AS DISCHTIME, NULL AS DEATHTIME, "
-        "'EMERGENCY' AS ADMISSION_TYPE, i % 9 // 8 AS HOSPITAL_EXPIRE_FLAG "
+        f"'EMERGENCY' AS ADMISSION_TYPE, {_DIED} AS HOSPITAL_EXPIRE_FLAG "
         f"FROM range(1, {stays + 1}) t(i)",
     )
     write(
         "ICUSTAYS",
         "SELECT i AS ROW_ID, i AS SUBJECT_ID, 100000 + i AS HADM_ID, 200000 + i AS ICUSTAY_ID, "
-        f"'MICU' AS FIRST_CAREUNIT, {intime} AS INTIME, {intime} + INTERVAL 4 DAY AS OUTTIME, "
+        f"{list(CARE_UNITS)}[1 + i % {len(CARE_UNITS)}] AS FIRST_CAREUNIT, {intime} AS INTIME, "
+        f"{intime} + INTERVAL 4 DAY AS OUTTIME, "
         f"4.0 AS LOS FROM range(1, {stays + 1}) t(i)",
     )
     events = (
         f"WITH e AS (SELECT r, 1 + CAST(hash(r) % {stays} AS INTEGER) AS i, "
         "{items}[1 + CAST(hash(r, 1) % {n} AS INTEGER)] AS item, "
-        "CAST(hash(r, 2) % 5760 AS INTEGER) AS m, 40 + hash(r, 3) % 800 / 10 AS v "
+        "CAST(hash(r, 2) % 5760 AS INTEGER) AS m, "
+        f"40 + hash(r, 3) % 800 / 10 + 10 * ({_DIED}) AS v "
         "FROM range(1, {rows} + 1) t(r)) "
     )
 

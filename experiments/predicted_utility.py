@@ -2,11 +2,11 @@
 
     python -m experiments.predicted_utility [TASK …] [--epsilon 1] [--draws 200]
 
-prints one JSON line a task; `python -m experiments all` keeps those of all tasks. In the quadratic
-model a draw loses (η/2n) ‖y - y*‖² of utility, y* the sum without noise, and is predicted to lose
-η σ² k / 2n (the mean of τ/2 χ²_k), whatever the records are. The draws here are real ones: the
-task's records, clipped and summed in integers. What the quadratic model itself leaves out is not
-part of this comparison.
+prints one JSON line a task; `python -m experiments all` keeps those of all tasks of open data. In
+the quadratic model a draw loses (η/2n) ‖y - y*‖² of utility, y* the sum without noise, and is
+predicted to lose η σ² k / 2n (the mean of τ/2 χ²_k), whatever the records are. The draws here are
+real ones: the task's records, clipped and summed in integers. What the quadratic model itself
+leaves out is not part of this comparison.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from experiments.measurement import Line, Measurement, markdown_table
-from experiments.tasks import TASKS, Task
+from experiments.tasks import CREDENTIALED, TASKS, Task
 from qexp import KroneckerCurvature, calibrate_mu
 from qexp.bits import insecure_test_generator
 from qexp.mechanism import draw_figures, private_step
@@ -28,6 +28,7 @@ from qexp.projections import Identity
 _DAMPING, _CLIPPING_NORM, _STEP_SIZE = 1e-2, 3.0, 1.0
 # Its noise is some 10⁻⁵ of a draw's.
 _MU_WITHOUT_NOISE = 2.0**16
+_OPEN: Final = sorted(TASKS.keys() - CREDENTIALED)
 
 
 def compared(task: Task, epsilon: float, delta: float, draws: int) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def _tables(lines: list[Line]) -> dict[str, str]:
 
 MEASUREMENT: Final = Measurement(
     name="predicted_utility",
-    cells=[{"task": task, "epsilon": 1.0, "delta": 1e-5, "draws": 200} for task in sorted(TASKS)],
+    cells=[{"task": task, "epsilon": 1.0, "delta": 1e-5, "draws": 200} for task in _OPEN],
     run=_run,
     page="results.md",
     tables=_tables,
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--delta", type=float, default=1e-5)
     parser.add_argument("--draws", type=int, default=200)
     arguments = parser.parse_args()
-    for name in arguments.tasks or sorted(TASKS):
+    for name in arguments.tasks or _OPEN:
         if name not in TASKS:
             parser.error(f"{name!r} is no task; choose from {sorted(TASKS)}")
         line = compared(TASKS[name](0), arguments.epsilon, arguments.delta, arguments.draws)

@@ -1,6 +1,7 @@
 """What makes the tables of the docs: measured once, resumed, and put where it belongs."""
 
 import json
+import sys
 from functools import partial
 from shutil import copytree
 
@@ -156,6 +157,20 @@ def parts(monkeypatch):
 def test_all_runs_the_parts_that_are_asked_for(parts, arguments, ran):
     command_line.fill(arguments)
     assert parts == ran
+
+
+def test_the_report_is_written_when_all_is_measured(parts, monkeypatch, capsys):
+    monkeypatch.setattr(everything, "write", lambda: parts.append("report") or ["a.md"])
+    command_line.fill(["--report"])
+    assert parts == ["study", "first", "second", "report"]
+    assert capsys.readouterr().out == "a.md\n"
+    monkeypatch.setattr(command_line, "run_all", lambda **_: 2)
+    with pytest.raises(SystemExit, match=r"2 task.* failed; .*results, and no report was written"):
+        command_line.fill(["--report"])
+    assert parts[4:] == ["first", "second"]
+    monkeypatch.setattr(sys, "argv", ["experiments", "report"])
+    command_line.main()
+    assert parts[6:] == ["report"]
 
 
 def test_what_is_the_study_s_is_not_asked_of_others(parts, capsys):

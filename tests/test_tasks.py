@@ -15,7 +15,8 @@ def test_names():
         *("mnist_to_usps", "mnist_rotated", "usps_to_mnist"),
         *("mnist_few_250", "mnist_few_500", "mnist_few_1000", "mnist_few_2000"),
         *("mnist_to_usps_augmented", "mnist_few_500_augmented"),
-        *("icu_cardiac", "icu_cardiac_mlp", "icu_time", "mimic_mortality", "adult_work"),
+        *("icu_cardiac", "icu_cardiac_mlp", "icu_time", "adult_work"),
+        *("mimic_mortality", "mimic_mortality_full"),
     }
 
 

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Literal
 
+from experiments.fine_tuning import planning_records
 from experiments.study.methods import METHODS, NO_BUDGET, StudyMethod
 from experiments.tasks import TASKS, Task
 from qexp._memory import peak_mebibytes
+from qexp.planning._domains import LEAST_RECORDS
 
 __all__ = ["DEFAULT_EPSILONS", "Cell", "plan_settings", "run_cell", "run_planned", "task_at"]
 
 DEFAULT_EPSILONS: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 CHOSEN_ON: Final = "public records, at seed 0"
+_LARGER: Final = {"mimic_mortality": "mimic_mortality_full, of the whole release (docs/mimic.md)"}
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,22 @@ def run_cell(cell: Cell, *, effort: Literal["quick", "full"] = "quick") -> dict[
 def plan_settings(
     task: str, method: str, epsilon: float, delta: float, effort: Any
 ) -> dict[str, Any]:
-    """Plan on the public records of seed 0: one plan serves all seeds, as it would one job."""
+    """Plan on the public records of seed 0: one plan serves all seeds, as it would one job.
+
+    Raises
+    ------
+    ValueError
+        If there are too few of them.
+    """
     epsilon = epsilon if METHODS[method].takes_budget else 1.0
-    return METHODS[method].plan(task_at(task, 0), epsilon, delta, effort)
+    made = task_at(task, 0)
+    if (n := len(planning_records(made)[2])) < LEAST_RECORDS:
+        raise ValueError(
+            f"{task} has {n} public records to plan on, and a plan of any method takes at least "
+            f"{LEAST_RECORDS}; take a larger task"
+            + (f": {_LARGER[task]}" if task in _LARGER else "")
+        )
+    return METHODS[method].plan(made, epsilon, delta, effort)
 
 
 def run_planned(

@@ -11,14 +11,17 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
-from typing import Any
+from typing import Any, Final
 
 from experiments.study.cells import Cell, plan_settings, run_planned
 from experiments.study.methods import METHODS, NO_BUDGET
 from experiments.study.results import Store
 from qexp._progress import progress_bar
 
-__all__ = ["run_all"]
+__all__ = ["EXPECTED_ERRORS", "run_all"]
+
+EXPECTED_ERRORS: Final = (ValueError, OSError, ImportError, MemoryError)
+"""What wrong arguments, missing files and missing modules raise; their messages say enough."""
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -57,11 +60,12 @@ def run_all(
     effort: str,
     jobs: int,
     store: Store,
+    debug: bool = False,
 ) -> int:
     """Run what is missing of the study, and give the number of tasks and methods that failed.
 
     A cell is stored as soon as it is done: what a stop loses is a cell for each process, or the
-    plan that it was at.
+    plan that it was at. What fails is told on standard error, with `debug` by a traceback always.
     """
     groups = list(_missing(tasks, methods, epsilons, delta, tuple(seeds), effort, store))
     # One thread each, so that none waits for another.
@@ -76,7 +80,8 @@ def run_all(
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    process = context.Process(target=_work, args=(waiting.pop(), store, done_cells))
+                    arguments = waiting.pop(), store, done_cells, debug
+                    process = context.Process(target=_work, args=arguments)
                     process.start()
                     running.append(process)
                 connection.wait([process.sentinel for process in running], _SECONDS_BETWEEN_LOOKS)
@@ -140,15 +145,16 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _work(group: _Group, store: Store, done_cells: Any) -> None:
+def _work(group: _Group, store: Store, done_cells: Any, debug: bool) -> None:
     end_with_parent()
     # Ctrl-C is the parent's, who ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         _run(group, store, done_cells)
-    except Exception:
-        print(f"{group.task}, {group.method}:", file=sys.stderr)
-        traceback.print_exc()
+    except Exception as error:
+        print(f"{group.task}, {group.method}: {error}", file=sys.stderr)
+        if debug or not isinstance(error, EXPECTED_ERRORS):
+            traceback.print_exc()
         sys.exit(1)
 
 

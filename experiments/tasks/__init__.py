@@ -10,10 +10,13 @@ from typing import Final
 from experiments.tasks import clinical, images, tables
 from experiments.tasks._task import Task
 
-__all__ = ["TASKS", "Task"]
+__all__ = ["CREDENTIALED", "TASKS", "Task"]
 
 TASKS: Final[Mapping[str, Callable[[int], Task]]] = {
     **images.TASKS,
     **clinical.TASKS,
     **tables.TASKS,
 }
+
+CREDENTIALED: Final = frozenset({"mimic_mortality_full"})
+"""Tasks whose data not everybody may have: nothing takes them that was not asked for them."""

@@ -23,6 +23,9 @@ __all__ = ["PublicDomains", "Rehearsal", "Shifts", "Source", "public_domains", "
 Shifts = Literal["images", "tabular"] | Surrogate | Sequence[Surrogate]
 """How a private domain is simulated: shifts to draw, or functions of one's own."""
 
+LEAST_RECORDS: Final = 50
+"""How few public records a plan can be made on."""
+
 _MOST_TEST_RECORDS: Final = 4000
 _PRIVATE_SHARE: Final = 0.6
 
@@ -146,10 +149,10 @@ def _records(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Give the records in the model's dtype, and their labels, if they can be planned with."""
     X, y = _checks.labelled(X_public, y_public)
-    if len(X) < 50:
+    if len(X) < LEAST_RECORDS:
         raise ValueError(
-            f"there are {len(X)} public records; a plan needs at least 50, and is worth little "
-            "with fewer than a thousand"
+            f"there are {len(X)} public records; a plan needs at least {LEAST_RECORDS}, and is "
+            "worth little with fewer than a thousand"
         )
     X = X.astype(getattr(model, "dtype", np.float32), copy=False)
     if not np.all(np.isfinite(X)):

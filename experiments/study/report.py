@@ -111,7 +111,9 @@ that is), mean over seeds ± half of its 95 % interval. Settings are planned on 
 same stages of trials for all methods: on shifts drawn for them, or, for intensive care, on moves of
 public stays from some to others (`icu_cardiac`: between units; `icu_time`: from a random half to
 the other). One plan, made at seed 0, serves all seeds. The best mean of a column is bold, even
-where it is not clearly better.
+where it is not clearly better. `mimic_mortality` is not in the study, since the open sample of
+MIMIC-III has too few public stays to plan with (43 medical, 11 coronary; a plan takes 50):
+[mimic.md](mimic.md) says how credentialed users run it on the whole release.
 
 qexp's grid has 780 schedules for the whole space and 90 for each of four sizes of a subspace.
 Closed forms discard some: 64 to 770 of the former are tried in the first stage, and up to 90 of

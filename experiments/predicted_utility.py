@@ -36,13 +36,13 @@ def compared(task: Task, epsilon: float, delta: float, draws: int) -> dict[str, 
     curvature = KroneckerCurvature.from_model(
         task.model, task.public_records()[0], damping=_DAMPING
     )
-    n = len(task.X_private)
+    projection, n = Identity(task.model.n_parameters), len(task.X_private)
 
     def draw(lattice: Lattice, seed: int) -> NoisySum:
         drawn = private_step(
             task.model.gradient_blocks(task.X_private, task.y_private),
             n_records=n,
-            projection=Identity(task.model.n_parameters),
+            projection=projection,
             curvature=curvature,
             lattice=lattice,
             step_size=_STEP_SIZE,
@@ -57,7 +57,7 @@ def compared(task: Task, epsilon: float, delta: float, draws: int) -> dict[str, 
     lattice = lattice_for(calibrate_mu(epsilon, delta), _CLIPPING_NORM, n)
     sums = [draw(lattice, seed) for seed in range(1, draws + 1)]
     losses = [_STEP_SIZE / (2 * n) * float(np.square(y.values - exact).sum()) for y in sums]
-    predicted = draw_figures(sums[0], curvature, _STEP_SIZE)["expected_utility_loss"]
+    predicted = draw_figures(sums[0], projection, curvature, _STEP_SIZE)["expected_utility_loss"]
     return {
         "task": task.name,
         "epsilon": epsilon,

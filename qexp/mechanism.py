@@ -36,7 +36,7 @@ from qexp._communicator import Communicator, SingleProcess
 from qexp._privacy_checks import sensitivity_factor
 from qexp._progress import progress_bar
 from qexp.bits import BitGenerator
-from qexp.curvature import Curvature
+from qexp.curvature import Curvature, IdentityCurvature
 from qexp.ledger import PrivacyLedger
 from qexp.privacy import calibrate_mu, noise_multiplier
 from qexp.private_sum import Lattice, NoisySum, WhitenedBlock, lattice_for, private_sum
@@ -197,7 +197,7 @@ def sample_private_weights(
             "mu": factor * noisy.mu,
             "neighboring_relation": neighboring_relation,
             "noise_multiplier": noise_multiplier(noisy.mu),
-            **draw_figures(noisy, curvature, eta),
+            **draw_figures(noisy, projection, curvature, eta),
             "n_records": n,
             "generator_is_secure": noisy.generator_is_secure,
             "unit_of_privacy": protected(unit),
@@ -271,15 +271,21 @@ def _shared_release(release: PrivateRelease | None, ranks: Communicator) -> Priv
     return shared if ranks.rank == 0 else replace(shared)
 
 
-def draw_figures(noisy: NoisySum, curvature: Curvature, step_size: float) -> dict[str, float]:
+def draw_figures(
+    noisy: NoisySum, projection: Projection, curvature: Curvature, step_size: float
+) -> dict[str, float]:
     """Give what a draw's release says of its noise; :class:`PrivateRelease` explains the names."""
     k, n, sigma = curvature.n_components, noisy.n_records, noisy.lattice.noise_std
     # s. Products below, since ** raises where they give infinity, and the draw is paid for.
     spread = step_size * sigma / n
+    dimension = curvature.effective_dimension
+    if isinstance(curvature, IdentityCurvature):
+        # Coordinates that come whitened have their damping and scales in the projection.
+        dimension = getattr(projection, "effective_dimension", dimension)
     return {
         "noise_to_signal": sigma * math.sqrt(k) / norm(noisy.values),
         "expected_utility_loss": step_size * sigma * sigma * k / (2 * n),
-        "expected_mean_loss": spread * spread * curvature.effective_dimension / 2,
+        "expected_mean_loss": spread * spread * dimension / 2,
     }
 
 

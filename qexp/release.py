@@ -55,7 +55,8 @@ class PrivateRelease:
         whitened components, μ: of the noise, that is c over its standard deviation.)
     expected_mean_loss : float
         ½ s² tr(H A⁻¹) with s = η c/(n μ), the expected rise of the mean loss per record in the
-        quadratic model: H is the public curvature, A = H + λI the damped one.
+        quadratic model: H is the public curvature, A = H + λI the damped one. In a learnt subspace
+        it is ½ s² tr(Pᵀ H P), with H of the records that it was learnt from.
     n_records : int
         Number of private records, public.
     generator_is_secure : bool

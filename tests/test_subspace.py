@@ -354,6 +354,29 @@ def test_a_draw_in_it_has_the_same_bits_however_records_come(task, learnt):
     assert np.allclose(columns @ (columns.T @ step), step, atol=1e-5 * np.linalg.norm(step))
 
 
+@pytest.mark.parametrize(("k", "tolerance"), [(6, 0.1), (40, 1e-6)])
+def test_the_loss_that_noise_costs_is_that_of_the_undamped_curvature(task, learnt, k, tolerance):
+    model, X, y = task
+    subspace = learnt.subspace(k)
+    release = fine_tune(
+        model,
+        X,
+        y,
+        schedule=Schedule(rounds=1, clipping_norm=0.7, step_size=1.3, damping=DAMPING),
+        curvature=IdentityCurvature(k),
+        projection=subspace,
+        target_epsilon=1.0,
+        target_delta=1e-5,
+        rng=insecure_test_generator(3),
+    ).release
+    layers = KroneckerCurvature.from_model(model, X, damping=DAMPING).layers
+    shares = [np.kron(x.expected_output_moments(), x.expected_moments()) for x in layers]
+    columns = np.split(whitened(task, subspace), [len(shares[0])])
+    trace = sum(np.trace(c.T @ share @ c) for c, share in zip(columns, shares, strict=True))
+    spread = 1.3 * 0.7 / (len(X) * release.mu)
+    assert release.expected_mean_loss == pytest.approx(spread**2 * trace / 2, rel=tolerance)
+
+
 class _Lifted:
     """One step, as a map from one component."""
 

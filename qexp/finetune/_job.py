@@ -469,7 +469,7 @@ class Job:
             "rounds": self.schedule.rounds,
             "mu": noisy.mu,
             "mu_so_far": compose_mu(lattice.mu for lattice in self._lattices_until(t)),
-            **draw_figures(noisy, self.curvature, self.schedule.step_size),
+            **draw_figures(noisy, self.projection, self.curvature, self.schedule.step_size),
             "step_norm": norm(step),
         }
 

@@ -110,6 +110,11 @@ class PublicSubspace(FactorProjection):
     def __reduce__(self) -> tuple[Any, ...]:
         return _made, (self.layers, self.core, self.scale, self.kept)
 
+    @property
+    def effective_dimension(self) -> float:
+        """tr(Pᵀ H P), or nearly: the public curvature H of all coordinates, undamped."""
+        return float(self.kept @ np.square(self.scale))
+
     def describe(self) -> dict[str, Any]:
         """Kind, sizes and the digest of all arrays, ready for JSON."""
         arrays = [self.scale, *(array for layer in self.layers for array in layer.arrays())]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class Measurement:
         in the order of the cells.
     needs : sequence of str
         Modules that measuring takes beside those of every experiment.
+    figure : callable, optional
+        Draws the lines to a file, which is among the docs' figures by the measurement's name.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Measurement:
     page: str
     tables: Callable[[list[Line]], Mapping[str, str]]
     needs: Sequence[str] = ()
+    figure: Callable[[list[Line], Path], None] | None = None
 
     def file(self, folder: Path = FOLDER) -> Lines:
         """Give the file of lines."""
@@ -104,11 +107,12 @@ def write(
     *,
     others: Iterable[tuple[str, Mapping[str, str]]] = (),
 ) -> list[Path]:
-    """Put the tables of what is known into their pages, and give the pages that have any.
+    """Put the tables of what is known into their pages, and give these pages and the figures.
 
     `others` are tables that come of no measurement of their own, each with its page.
     """
-    made = [(m.page, m.tables(known)) for m in measurements if (known := m.known(folder))]
+    measured = [(m, known) for m in measurements if (known := m.known(folder))]
+    made = [(m.page, m.tables(known)) for m, known in measured]
     pages: dict[Path, str] = {}
     for page, tables in ((docs / name, tables) for name, tables in [*made, *others] if tables):
         text = pages[page] if page in pages else page.read_text("utf-8")
@@ -117,7 +121,7 @@ def write(
         pages[page] = text
     for page, text in pages.items():
         _write_page(page, text)
-    return list(pages)
+    return [*pages, *_write_figures(measured, docs / "figures")]
 
 
 def put_table(text: str, name: str, table: str) -> str:
@@ -142,6 +146,17 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> st
     """Give a table of Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def _write_figures(
+    measured: Iterable[tuple[Measurement, list[Line]]], figures: Path
+) -> Iterator[Path]:
+    for measurement, lines in measured:
+        if measurement.figure is not None:
+            figures.mkdir(parents=True, exist_ok=True)
+            path = figures / f"{measurement.name.replace('_', '-')}.png"
+            measurement.figure(lines, path)
+            yield path
 
 
 def _write_page(page: Path, text: str) -> None:

@@ -97,6 +97,21 @@ def test_tables_stand_in_the_order_of_the_cells(tmp_path):
         assert "old" not in text
 
 
+def test_a_figure_is_written_beside_the_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    drawn = squares(
+        figure=lambda lines, path: path.write_text(str([line["square"] for line in lines])),
+        cells=[{"x": 3}, {"x": 2}],
+        name="many_squares",
+    )
+    assert write([drawn], tmp_path, tmp_path) == []
+    fill(drawn, tmp_path)
+    figure = tmp_path / "figures" / "many-squares.png"
+    assert write([drawn], tmp_path, tmp_path) == [page, figure]
+    assert figure.read_text() == "[9, 4]"
+
+
 @pytest.mark.parametrize("text", ["no place", PAGE + PAGE])
 def test_a_table_has_one_place(text):
     with pytest.raises(ValueError, match="to have one"):
@@ -121,6 +136,7 @@ def test_the_docs_are_what_the_results_say(tmp_path):
         "attacks.md",
         "ablations.md",
         "time-to-accuracy.md",
+        "predicted-utility.png",
     } <= written
     for page in docs.glob("*.md"):
         assert page.read_text("utf-8") == (DOCS / page.name).read_text("utf-8"), page.name

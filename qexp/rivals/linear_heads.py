@@ -1,7 +1,7 @@
 """Linear heads on fixed features: least squares, Newton's method and shared covariance.
 
-Mehta, Thakurta, Kurakin and Cutkosky, "Towards large scale transfer learning for differentially
-private image classification" (TMLR 2023), DP-LS, DP-Newton and DP-FC. All sums are over all records
+Mehta, Krichene, Thakurta, Kurakin and Cutkosky, "Differentially private image classification from
+features" (TMLR 2023, arXiv 2211.13403), DP-LS, DP-Newton and DP-FC. All sums are over all records
 and their noise is accounted for exactly (the paper's conversion allows a quarter less μ at ε = 1).
 Every class has noise of its own. Features are in the unit ball, the paper's divided by C; ridges
 are in these units.

@@ -2,8 +2,8 @@
 
     python -m experiments.predicted_utility [TASK …] [--kind one_round]
 
-prints one JSON line a draw of a task; `python -m experiments all` keeps those of open data. In the quadratic
-model a draw with the whitened noise ν = y - y*, y* the sum without noise, loses
+prints one JSON line a draw of a task; `python -m experiments all` keeps those of open data. In the
+quadratic model a draw with the whitened noise ν = y - y*, y* the sum without noise, loses
 
     (η/2n) ‖ν‖²          of utility, η σ² k / 2n in the mean: that of τ/2 χ²_k;
     (η/n)² νᵀ M ν / 2    of mean loss, (η σ/n)² tr(M) / 2 in the mean: M is the public curvature H

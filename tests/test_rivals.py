@@ -395,20 +395,32 @@ def test_one_cycle_rises_and_falls():
     assert rates[-1] < 0.01
 
 
-def test_adamix_against_its_formula(monkeypatch):
+@pytest.mark.parametrize("subspace", ["total", "per_example", "none"])
+def test_adamix_against_its_formula(monkeypatch, subspace):
     settings = AdaMixSettings(
-        steps=1, learning_rate=1.0, rank=2, public_share=0.3, weight_decay=0.1
+        steps=3, learning_rate=0.8, rank=2, public_share=0.3, weight_decay=0.1, subspace=subspace
     )
-    result = run_exactly(monkeypatch, "adamix", settings, model=HEAD)
-    public = rows(HEAD, X_PUBLIC, Y_PUBLIC)
-    tau = np.quantile(np.linalg.norm(public, axis=1), 0.9)
-    total = public.sum(axis=0)
-    basis = np.linalg.svd(total.reshape(3, 7))[2][:2].T
-    g = rows(HEAD)
-    clipped = g * np.minimum(1, tau / np.linalg.norm(g, axis=1, keepdims=True))
-    projected = (clipped.sum(axis=0).reshape(3, 7) @ basis @ basis.T).ravel()
-    step = 0.7 * projected / 60 + 0.3 * total / 50
-    np.testing.assert_allclose(result.model.weights, HEAD.weights - step, atol=2e-4)
+    result = run_exactly(monkeypatch, "adamix", settings)
+    layers = [(slice(0, 35), (5, 7)), (slice(35, 53), (3, 6))]
+    start = theta = MODEL.weights.astype(np.float64)
+    for _ in range(3):
+        model = MODEL.with_weights(theta.astype(np.float32))
+        public, private = rows(model, X_PUBLIC, Y_PUBLIC), rows(model)
+        tau = np.quantile(np.linalg.norm(public, axis=1), 0.9)
+        norms = np.linalg.norm(private, axis=1, keepdims=True)
+        total, clipped = public.sum(axis=0), (private * np.minimum(1, tau / norms)).sum(axis=0)
+        for where, shape in layers:
+            lies_in = {
+                "total": total[where].reshape(shape),
+                "per_example": public[:, where].reshape(-1, shape[1]),
+                "none": np.eye(shape[1]),
+            }[subspace]
+            rank = shape[1] if subspace == "none" else 2
+            basis = np.linalg.svd(lies_in, full_matrices=False)[2][:rank].T
+            clipped[where] = (clipped[where].reshape(shape) @ basis @ basis.T).ravel()
+        mixed = 0.7 * clipped / 60 + 0.3 * total / 50
+        theta = theta - 0.8 * (mixed + 0.1 * (theta - start))
+    np.testing.assert_allclose(result.model.weights, theta, atol=2e-5)
 
 
 @pytest.mark.parametrize("subspace", ["total", "per_example", "none"])
@@ -500,12 +512,20 @@ def test_sparta_trains_only_what_it_selected(groups, kept, size, scores, monkeyp
     assert result.history[-1]["n_components"] == size + 5 + 18
 
 
-def test_sparta_selects_the_largest_groups(monkeypatch):
+@pytest.mark.parametrize("scores", ["magnitudes", "squares"])
+def test_sparta_selects_the_largest_groups(monkeypatch, scores):
     settings = SpartaSettings(
-        epochs=2, warm_up_epochs=0, sampling_rate=1.0, kept=0.4, clipping_norm=100.0
+        epochs=2,
+        warm_up_epochs=0,
+        sampling_rate=1.0,
+        kept=0.4,
+        clipping_norm=100.0,
+        scores=scores,
     )
     result = run_exactly(monkeypatch, "sparta", settings)
-    totals = np.abs(rows(MODEL)).sum(axis=0)[:35].reshape(5, 7)[:, :-1].sum(axis=1)
+    g = rows(MODEL)
+    of_weights = np.abs(g).sum(axis=0) if scores == "magnitudes" else g.sum(axis=0) ** 2
+    totals = of_weights[:35].reshape(5, 7)[:, :-1].sum(axis=1)
     moved = (result.model.weights != MODEL.weights)[:35].reshape(5, 7)[:, :-1].any(axis=1)
     assert set(np.flatnonzero(moved)) == set(np.argsort(totals)[-2:])
 

@@ -189,12 +189,21 @@ def test_what_is_there_is_not_run_again(tmp_path):
         )
     )
     assert [(group.method, [(b.epsilon, b.seeds) for b in group.budgets]) for group in missing] == [
-        ("qexp", [(1.0, (1,)), (4.0, (0, 1, 2))]),
         ("public_only", [(NO_BUDGET, (0, 1, 2))]),
+        ("qexp", [(1.0, (1,)), (4.0, (0, 1, 2))]),
     ]
     # What was planned for a cell serves the others of its budget.
-    assert missing[0].budgets[0].settings == SCHEDULE
-    assert missing[0].budgets[1].settings is None
+    assert missing[1].budgets[0].settings == SCHEDULE
+    assert missing[1].budgets[1].settings is None
+
+
+def test_lines_quote_fine_tuning_without_privacy(small, tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    monkeypatch.setattr(runner, "plan_settings", lambda _, method, *__: {"qexp": SCHEDULE}[method])
+    [group] = runner._missing(["small"], ["qexp"], [1.0], 1e-5, (0, 1), "quick", store)
+    store.add([line(task="small", method="non_private", epsilon=None, seed=1, value=0.875)])
+    runner._run(group, store, queue.Queue())
+    assert [made["non_private"] for made in store.lines("small", "qexp")] == [None, 0.875]
 
 
 def test_plans_of_two_efforts_are_not_mixed(small, tmp_path, monkeypatch):

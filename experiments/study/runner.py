@@ -110,7 +110,8 @@ def _missing(
     store: Store,
 ) -> Iterator[_Group]:
     for task in tasks:
-        for method in methods:
+        # What has no budget first: other lines quote fine-tuning without privacy.
+        for method in sorted(methods, key=lambda name: METHODS[name].takes_budget):
             only = METHODS[method].tasks
             if only is not None and task not in only:
                 continue
@@ -183,8 +184,16 @@ def _run_cell(
 ) -> None:
     cell = Cell(group.task, group.method, epsilon, group.delta, seed)
     line = _same_elsewhere(cell, settings[epsilon], store) or run_planned(cell, settings[epsilon])
-    store.add([{**line, "method": group.method, "effort": group.effort}])
+    line = {**line, "method": group.method, "effort": group.effort}
+    free = line if group.method == "non_private" else _without_privacy(cell, store)
+    store.add([{**line, "non_private": None if free is None else free["value"]}])
     done_cells.put(1)
+
+
+def _without_privacy(cell: Cell, store: Store) -> dict[str, Any] | None:
+    """Give the line of fine-tuning without privacy from the same start, where there is one yet."""
+    lines = store.lines(cell.task, "non_private")
+    return next((line for line in lines if line["seed"] == cell.seed), None)
 
 
 def _same_elsewhere(cell: Cell, settings: dict[str, Any], store: Store) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """Infer who was in the data, from the released weights: LiRA on a few private digits.
 
-    python -m experiments.attacks.membership --epsilon 1
+    python -m experiments.attacks.membership --epsilon 1 [--planned]
     python -m experiments.attacks.membership --non-private
 
 Likelihood ratios of Carlini, Chien, Nasr, Song, Terzis and Tramèr 2022, "Membership inference
@@ -11,6 +11,7 @@ fitted by a normal each, and a target model's statistic is judged by their ratio
     confidence  log p/(1 - p) of the record's label
     gradient    -<θ - θ₀, g>, g the record's gradient at θ₀: what canaries are scored by
 
+qexp fine-tunes in four rounds in the whole space, or as the study planned for as many digits.
 Every record is in a target's data by a fair coin, or null; target and shadow models are drawn
 alike. Thresholds come from the first half of the targets, rates from the second; intervals are
 Clopper and Pearson's, as if all (target, record) pairs were independent. The last line printed is
@@ -34,11 +35,16 @@ from scipy import stats
 
 from experiments.attacks.bounds import clopper_pearson
 from experiments.attacks.logits import label_logits
+from experiments.fine_tuning import directions, schedule_of
 from experiments.measurement import Line, Measurement, markdown_table
-from qexp import KroneckerCurvature, Schedule, calibrate_mu, fine_tune
+from experiments.study.results import Store
+from experiments.tasks import TASKS
+from qexp import IdentityCurvature, KroneckerCurvature, Schedule, calibrate_mu, fine_tune
 from qexp.bits import insecure_test_generator
+from qexp.curvature import Curvature
 from qexp.measures import area_under_roc
 from qexp.models import MultilayerPerceptron
+from qexp.projections import Projection
 
 DELTA = 1e-5
 STATISTICS = ("confidence", "gradient")
@@ -157,7 +163,40 @@ def private_training(
         step_size=STEP_PER_MU * calibrate_mu(epsilon, DELTA),
         damping=DAMPING,
     )
+    return _tuning(pretrained, X, y, schedule, curvature, None, epsilon)
 
+
+def planned_training(X: NDArray[Any], y: NDArray[Any], *, epsilon: float) -> Train:
+    """Train as the study planned for so many digits, in a learnt subspace where it chose one.
+
+    Raises
+    ------
+    ValueError
+        If the study has no plan for so many digits at this ε.
+    """
+    name = f"mnist_few_{len(X)}"
+    settings = Store().settings(name, "qexp", epsilon, DELTA)
+    if settings is None:
+        raise ValueError(f"the study has no qexp for {name} at epsilon = {epsilon:g}; run it first")
+    task = TASKS[name](0)
+    schedule, subspace = schedule_of(settings)
+    if subspace is None:
+        X_public = task.public_records()[0]
+        whole = KroneckerCurvature.from_model(task.model, X_public, damping=schedule.damping)
+        return _tuning(task.model, X, y, schedule, whole, None, epsilon)
+    within = directions(task).subspace(subspace)
+    return _tuning(task.model, X, y, schedule, IdentityCurvature(subspace), within, epsilon)
+
+
+def _tuning(
+    pretrained: MultilayerPerceptron,
+    X: NDArray[Any],
+    y: NDArray[Any],
+    schedule: Schedule,
+    curvature: Curvature,
+    projection: Projection | None,
+    epsilon: float,
+) -> Train:
     def train(inside: NDArray[np.bool_], seed: int) -> MultilayerPerceptron:
         result = fine_tune(
             pretrained,
@@ -165,6 +204,7 @@ def private_training(
             y,
             schedule=schedule,
             curvature=curvature,
+            projection=projection,
             target_epsilon=epsilon,
             target_delta=DELTA,
             rng=insecure_test_generator(seed),
@@ -195,6 +235,7 @@ def overfitting(pretrained: MultilayerPerceptron, X: NDArray[Any], y: NDArray[An
 def attack(
     *,
     epsilon: float | None,
+    planned: bool = False,
     mislabelled: float = 0.0,
     records: int = 500,
     shadows: int = 400,
@@ -202,8 +243,6 @@ def attack(
     seed: int = 0,
 ) -> Line:
     """Attack fine-tunes of some private digits, without privacy where ε is None."""
-    from experiments.tasks import TASKS
-
     task = TASKS["mnist_to_usps"](0)
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(task.X_private))[:records]
@@ -214,7 +253,13 @@ def attack(
         mu, train = None, overfitting(task.model, X, y)
     else:
         mu = calibrate_mu(epsilon, DELTA)
-        train = private_training(task.model, X, y, task.public_records()[0][:4000], epsilon=epsilon)
+        train = (
+            planned_training(X, y, epsilon=epsilon)
+            if planned
+            else private_training(
+                task.model, X, y, task.public_records()[0][:4000], epsilon=epsilon
+            )
+        )
     models = train_models(task.model, X, y, train, n_models=shadows + targets, seed=1000 * seed)
     shadow, target = models.part(slice(shadows)), models.part(slice(shadows, None))
     one = train(target.members[0], 0)
@@ -236,6 +281,8 @@ def _tables(lines: list[Line]) -> dict[str, str]:
     for line in lines:
         found = line["confidence"]
         name = "not private" if line["epsilon"] is None else f"ε = {line['epsilon']:g}"
+        if line["planned"]:
+            name += ", as planned"
         if line["mislabelled"]:
             name += f", {100 * line['mislabelled']:g} % wrong labels"
         most = f" ({found['auc_most']:.3f})" if "auc_most" in found else ""
@@ -258,14 +305,19 @@ MEASUREMENT: Final = Measurement(
     cells=[
         {
             "epsilon": epsilon,
+            "planned": planned,
             "mislabelled": wrong,
             "records": 500,
             "shadows": 400,
             "targets": 400,
             "seed": 0,
         }
-        for wrong in (0.0, 0.1)
-        for epsilon in (1.0, 4.0, 8.0, None)
+        for epsilon, planned, wrong in (
+            *((epsilon, False, 0.0) for epsilon in (1.0, 4.0, 8.0)),
+            *((epsilon, True, 0.0) for epsilon in (1.0, 4.0)),
+            (None, False, 0.0),
+            *((epsilon, False, 0.1) for epsilon in (1.0, 4.0, 8.0, None)),
+        )
     ],
     run=attack,
     page="attacks.md",
@@ -279,6 +331,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--epsilon", type=float, default=1.0)
     parser.add_argument("--non-private", action="store_true", help="attack model.fit instead")
+    parser.add_argument(
+        "--planned", action="store_true", help="by the study's plan for as many digits"
+    )
     parser.add_argument("--records", type=int, default=500, help="private records (default 500)")
     parser.add_argument(
         "--mislabelled", type=float, default=0.0, help="share of them that get a wrong label"
@@ -287,9 +342,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--targets", type=int, default=400, help="models attacked (default 400)")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
+    if given.planned and given.non_private:
+        parser.error("--planned is for private fine-tuning; leave out one of the two")
     start = time.perf_counter()
     cell = {
         "epsilon": None if given.non_private else given.epsilon,
+        "planned": given.planned,
         "mislabelled": given.mislabelled,
         "records": given.records,
         "shadows": given.shadows,

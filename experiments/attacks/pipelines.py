@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,15 @@ from qexp import (
 )
 from qexp.bits import insecure_test_generator
 from qexp.models import mlp
-from qexp.subspace import image_moves, learn_directions
+from qexp.rivals import SGDSettings
+from qexp.rivals import dp_sgd as rival_dp_sgd
+from qexp.subspace import PublicSubspace, image_moves, learn_directions
 
 __all__ = ["CLIPPING_NORM", "DAMPING", "PIPELINES", "Attacked", "Trial", "noiseless", "orthogonal"]
 
 CLIPPING_NORM = 3.0
 DAMPING = 1e-2
+_CLIPPING_NORM_IN_SUBSPACE = 0.3
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,11 +56,15 @@ class Trial:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Attacked:
-    """Scores of the canaries, above 0 for those guessed in the data, and the claim, if any."""
+    """Scores of the canaries, above 0 for those guessed in the data, and the claim, if any.
+
+    `is_gaussian` says that the claimed ε is that of μ at δ, and not that of Poisson samples.
+    """
 
     scores: NDArray[np.float64]
     mu: float | None
     clipped_share: float | None = None
+    is_gaussian: bool = True
 
 
 def _attacked(evidence: Evidence, mu: float | None) -> Attacked:
@@ -84,11 +91,52 @@ def srht(scene: Scene, trial: Trial, n_components: int = 2000) -> Attacked:
 
 
 def subspace(scene: Scene, trial: Trial, n_components: int = 200, n_moves: int = 50) -> Attacked:
+    return _in_subspace(scene, trial, _learnt_subspace(scene, n_components, n_moves))
+
+
+def subspace_by_turns(
+    scene: Scene, trial: Trial, n_components: int = 200, n_moves: int = 50, at_once: int = 50
+) -> Attacked:
+    """Release by turns, each with the same few canaries and the next of the coins.
+
+    A coin is in one release alone, so that all of them together are a mechanism with the same claim
+    for every coin. The canaries are those whose gradients are closest to orthogonal.
+    """
+    projection = _learnt_subspace(scene, n_components, n_moves)
+    chosen = _closest_to_orthogonal(scene, projection, at_once)
+    starts = range(0, len(trial.included), at_once)
+    found = []
+    for turn, start in enumerate(starts):
+        coins = trial.included[start : start + at_once]
+        some = chosen[: len(coins)]
+        few = replace(scene, X_canaries=scene.X_canaries[some], y_canaries=scene.y_canaries[some])
+        seed = trial.seed * len(starts) + turn
+        found.append(_in_subspace(few, replace(trial, included=coins, seed=seed), projection))
+    return replace(found[0], scores=np.concatenate([attacked.scores for attacked in found]))
+
+
+def _learnt_subspace(scene: Scene, n_components: int, n_moves: int) -> PublicSubspace:
     # The honest records are known to the auditor, so that what is learnt from them is public.
     X, y = scene.X_honest, scene.y_honest
     moves = image_moves(scene.model, X, y, count=n_moves)
-    projection = learn_directions(scene.model, X, y, moves=moves).subspace(n_components)
-    return _one_round(scene, trial, IdentityCurvature(n_components), projection, clipping_norm=0.3)
+    return learn_directions(scene.model, X, y, moves=moves).subspace(n_components)
+
+
+def _in_subspace(scene: Scene, trial: Trial, projection: PublicSubspace) -> Attacked:
+    curvature = IdentityCurvature(projection.n_components)
+    return _one_round(scene, trial, curvature, projection, _CLIPPING_NORM_IN_SUBSPACE)
+
+
+def _closest_to_orthogonal(
+    scene: Scene, projection: PublicSubspace, count: int
+) -> NDArray[np.intp]:
+    """Choose canaries one by one, each the longest beside those before it, once clipped."""
+    source = scene.model.gradient_blocks(scene.X_canaries, scene.y_canaries)
+    rows = np.concatenate([projection.forward(block) for block in source.blocks()])
+    norms = linalg.norm(rows, axis=1, keepdims=True)
+    rows *= np.minimum(1, _CLIPPING_NORM_IN_SUBSPACE / norms)
+    order: NDArray[np.intp] = linalg.qr(rows.T, mode="r", pivoting=True)[1]
+    return order[:count]
 
 
 def _one_round(
@@ -212,6 +260,32 @@ def _weight_of_rounds(schedule: Schedule) -> list[float]:
     ]
 
 
+def dp_sgd(scene: Scene, trial: Trial) -> Attacked:
+    """Score by the released weights alone, as if all gradients were those at the start.
+
+    A record is in a share of the samples: in all steps together its gradient is taken as often as
+    in the mean, and the noise is that of all steps.
+    """
+    # Short steps, so that gradients stay what they were: the noise is as long beside them.
+    settings = SGDSettings(steps=32, sampling_rate=0.25, learning_rate=0.1, clipping_norm=1.0)
+    result = rival_dp_sgd(
+        scene.model, *scene.records(trial.included), settings=settings, **trial.claim()
+    )
+    assert result.release is not None  # it has privacy
+    # What the steps compose to without the gain of sampling: √T over their noise multiplier.
+    mu, c = result.release.mu, settings.clipping_norm
+    evidence = Evidence(scene)
+    evidence.add(
+        scene.model,
+        _difference(result.release.weights, scene.model.weights),
+        curvature=IdentityCurvature(scene.model.n_parameters),
+        clipping_norm=c,
+        step_size=settings.learning_rate * settings.steps / c,
+        noise_std=c / (settings.sampling_rate * mu),
+    )
+    return replace(_attacked(evidence, mu), is_gaussian=False)
+
+
 def noiseless(scene: Scene, trial: Trial) -> Attacked:
     """Step as `kronecker` does, without noise: clipped as it should be, and not private."""
     model = scene.model
@@ -289,5 +363,8 @@ def orthogonal(trial: Trial) -> Attacked:
 
 PIPELINES: dict[str, Pipeline] = {
     made.__name__: made
-    for made in (kronecker, srht, subspace, rounds, momentum, estimator, noiseless, fit)
+    for made in (
+        *(kronecker, srht, subspace, subspace_by_turns, rounds, momentum, estimator, dp_sgd),
+        *(noiseless, fit),
+    )
 }

@@ -5,6 +5,7 @@ Seeds are fixed, so the tests are repeatable.
 
 import itertools
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -15,7 +16,12 @@ from qexp.models import mlp
 
 pytest.importorskip("experiments", reason="a package without its experiments")
 
+from small_task import small_task
+
 from experiments.attacks import bounds, membership, one_run_audit, pipelines, scenes
+from experiments.study.results import Store
+from qexp import Schedule
+from qexp.subspace import learn_directions
 
 pytestmark = pytest.mark.statistical
 
@@ -126,7 +132,8 @@ def test_on_gaussians_of_known_mu_bounds_cover_and_see(mu, least):
 
 
 @pytest.mark.parametrize(
-    "pipeline", ["kronecker", "srht", "subspace", "rounds", "momentum", "estimator"]
+    "pipeline",
+    ["kronecker", "srht", "subspace", "subspace_by_turns", "rounds", "momentum", "estimator"],
 )
 def test_no_pipeline_exceeds_its_claim(pipeline):
     if pipeline == "estimator":
@@ -138,6 +145,7 @@ def test_no_pipeline_exceeds_its_claim(pipeline):
     more = {
         "srht": {"n_components": 400},
         "subspace": {"n_components": 400, "n_moves": 10},
+        "subspace_by_turns": {"n_components": 200, "n_moves": 10, "at_once": 40},
     }.get(pipeline, {})
     attacked = pipelines.PIPELINES[pipeline](scene, trial, **more)
     found = bounds.judge(attacked.scores, included, delta=1e-5)
@@ -146,6 +154,56 @@ def test_no_pipeline_exceeds_its_claim(pipeline):
     assert max(found["epsilon_lo"], found["epsilon_lo_gdp"]) <= 8
     # It is an attack: it would not pass for a claim ten times as strong.
     assert found["epsilon_lo_gdp"] > 0.8
+
+
+def test_dp_sgd_keeps_its_claim():
+    pytest.importorskip("dp_accounting")
+    scene, included = small_scene(600), np.random.default_rng(2).random(600) < 0.5
+    trial = pipelines.Trial(included=included, epsilon=8.0, delta=1e-5, seed=11)
+    attacked = pipelines.dp_sgd(scene, trial)
+    found = bounds.judge(attacked.scores, included, delta=1e-5)
+    assert not attacked.is_gaussian
+    # That of its steps together without the gain of sampling, which is more than of the ε.
+    assert attacked.mu > 1.67
+    assert 0.4 < found["epsilon_lo"] <= 8
+    assert max(found["mu_lo"], found["mu_lo_independent"]) <= attacked.mu
+
+
+def test_by_turns_canaries_hide_each_other_less():
+    """At the same claim, in a subspace that has fewer directions than there are canaries."""
+    scene, included = small_scene(600), np.random.default_rng(3).random(600) < 0.5
+    trial = pipelines.Trial(included=included, epsilon=8.0, delta=1e-5, seed=14)
+    sizes = {"n_components": 60, "n_moves": 20}
+    found = [
+        bounds.judge(attack(scene, trial, **sizes, **more).scores, included, delta=1e-5)
+        for attack, more in (
+            (pipelines.subspace, {}),
+            (pipelines.subspace_by_turns, {"at_once": 12}),
+        )
+    ]
+    all_at_once, by_turns = (one["mu_lo_independent"] for one in found)
+    assert all_at_once < 0.7 * by_turns
+
+
+def test_every_turn_has_coins_and_noise_of_its_own(monkeypatch):
+    scene, included = small_scene(50), np.random.default_rng(4).random(50) < 0.5
+    seen = []
+    one_round = pipelines._one_round
+
+    def watched(scene, trial, *arguments):
+        seen.append((trial.seed, trial.included, scene.y_canaries, scene.n_records))
+        return one_round(scene, trial, *arguments)
+
+    monkeypatch.setattr(pipelines, "_one_round", watched)
+    for seed in (0, 1):
+        trial = pipelines.Trial(included=included, epsilon=8.0, delta=1e-5, seed=seed)
+        sizes = {"n_components": 40, "n_moves": 5, "at_once": 20}
+        assert len(pipelines.subspace_by_turns(scene, trial, **sizes).scores) == 50
+    assert [len(coins) for _, coins, *_ in seen] == [20, 20, 10] * 2
+    assert [seed for seed, *_ in seen] == list(range(6))
+    np.testing.assert_array_equal(np.concatenate([coins for _, coins, *_ in seen[:3]]), included)
+    np.testing.assert_array_equal(seen[0][2], seen[1][2])
+    assert [n for *_, n in seen[:3]] == [120, 120, 110]
 
 
 def test_orthogonal_gradients_are_audited_nearly_to_the_claim():
@@ -227,6 +285,64 @@ def test_likelihood_ratios_find_members():
     assert nothing["auc"] == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A study of the small task that planned four rounds, in a subspace of so many directions."""
+    made = Store(tmp_path)
+    monkeypatch.setattr(membership, "TASKS", {"mnist_few_300": small_task})
+    monkeypatch.setattr(membership, "Store", lambda: made)
+    moves = [lambda X, y, rng, by=by: (X + np.float32(by), y) for by in (0.5, 1.0)]
+    monkeypatch.setattr(
+        membership,
+        "directions",
+        lambda task: learn_directions(task.model, *task.public_records(), moves=moves),
+    )
+
+    def planned(subspace):
+        schedule = Schedule(rounds=4, clipping_norm=0.5, step_size=0.7, damping=0.05)
+        settings = asdict(schedule) | ({} if subspace is None else {"subspace": subspace})
+        line = {"task": "mnist_few_300", "method": "qexp", "epsilon": 2.0, "delta": 1e-5}
+        made.add([{**line, "seed": 0, "hyperparameters": settings}])
+        return schedule
+
+    return planned
+
+
+@pytest.mark.parametrize("subspace", [None, 3])
+def test_the_study_s_plan_is_attacked_as_it_is(study, subspace):
+    schedule, task = study(subspace), small_task(0)
+    inside = np.random.default_rng(1).random(300) < 0.5
+    train = membership.planned_training(task.X_private, task.y_private, epsilon=2.0)
+    found = train(inside, 5).weights
+    if subspace is None:
+        curvature, projection = (
+            pipelines.KroneckerCurvature.from_model(task.model, task.X_held_out, damping=0.05),
+            None,
+        )
+    else:
+        curvature = pipelines.IdentityCurvature(subspace)
+        projection = membership.directions(task).subspace(subspace)
+    again = membership.fine_tune(
+        task.model,
+        np.where(inside[:, None], task.X_private, np.nan).astype(np.float32),
+        task.y_private,
+        schedule=schedule,
+        curvature=curvature,
+        projection=projection,
+        target_epsilon=2.0,
+        target_delta=1e-5,
+        rng=membership.insecure_test_generator(5),
+    )
+    np.testing.assert_array_equal(found, again.model.weights)
+
+
+def test_without_a_plan_nothing_is_attacked(study):
+    study(None)
+    for n, epsilon in ((300, 1.0), (20, 2.0)):
+        with pytest.raises(ValueError, match=f"no qexp for mnist_few_{n} at epsilon = {epsilon:g}"):
+            membership.planned_training(np.zeros((n, 4)), np.zeros(n, int), epsilon=epsilon)
+
+
 def test_heart_learners_are_found_out_and_private_ones_are_not():
     scene = small_scene(0)
     rng = np.random.default_rng(9)
@@ -247,6 +363,21 @@ def test_heart_learners_are_found_out_and_private_ones_are_not():
     assert found[None]["auc"] > 0.65
     assert found[1.0]["auc"] < found[1.0]["auc_most"] + 0.04
     assert found[1.0]["fpr_0.01"]["holds"]
+
+
+def test_what_a_claim_is_compared_with(monkeypatch):
+    """With its own ε and μ; where no μ has the ε, μ's bound makes none of ε."""
+    scores = np.where(np.random.default_rng([0, 1]).random(400) < 0.5, 1.0, -1.0)
+    monkeypatch.setattr(one_run_audit, "digits_scene", lambda *_: None)
+    for is_gaussian in (True, False):
+        attacked = pipelines.Attacked(scores=scores, mu=9.0, is_gaussian=is_gaussian)
+        monkeypatch.setitem(one_run_audit.PIPELINES, "kronecker", lambda *_, told=attacked: told)
+        found = one_run_audit.audit("kronecker", epsilon=5.0, n_canaries=400, n_honest=1, seed=0)
+        assert found["accuracy"] == 1
+        assert found["epsilon_lo"] < 5
+        assert found["mu_lo"] < 9
+        assert (found["epsilon_lo_gdp"] is None) is not is_gaussian
+        assert found["holds"] is not is_gaussian
 
 
 def test_commands_print_one_line_of_json(capsys):

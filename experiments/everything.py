@@ -16,6 +16,7 @@ from experiments import (
     noise_share,
     predicted_utility,
     private_curvature,
+    public_moves,
     round_cost,
     subspace_share,
     time_to_accuracy,
@@ -127,6 +128,7 @@ MEASUREMENTS: Final[Mapping[str, Measurement]] = {
         mimic3_memory.MEASUREMENT,
         subspace_share.MEASUREMENT,
         noise_share.MEASUREMENT,
+        public_moves.MEASUREMENT,
         Measurement(
             name="usps_to_mnist_cnn",
             cells=[{"epsilon": epsilon, "seed": 0, "rounds": 32} for epsilon in (1.0, 2.0, 3.0)],

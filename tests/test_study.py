@@ -558,6 +558,12 @@ def test_public_moves_are_paired_draw_by_draw(small, tmp_path, monkeypatch, caps
     assert "difference" not in ours
     assert (theirs["difference"], theirs["its_standard_error"]) == (0.1, 0.0)
     assert theirs["standard_error"] == ours["standard_error"] > 0.05
+    line = {"task": "small", "epsilon": 1.0, "rival": "dp_gd", "draws": 3, "seed": 7}
+    line |= public_moves.measured(**line)
+    np.testing.assert_allclose(np.subtract(line["rival_scores"], line["qexp"]), 0.1)
+    row = public_moves._tables([line])["public moves"].splitlines()[-1]
+    assert row.startswith("| small | 1 | ")
+    assert "| -10.00 ± 0.00 | 3 |" in row
 
 
 def test_reasons_are_of_tasks_that_there_are():

@@ -8,13 +8,13 @@ from typing import Final
 __all__ = ["NOT_FOUND", "PLANS", "REASONS"]
 
 _CARDIAC = (
-    "No public move shows it: on six fresh draws of the moves between medical and surgical units "
-    "(`python -m experiments.public_moves`) the plans are ahead of gradient descent's, by 0.001, "
-    "0.001 and 0.003 at ε = 0.25, 0.5 and 1 (standard errors 0.001 to 0.002)."
+    "No public move shows it: on twenty fresh draws of the moves between medical and surgical "
+    "units ([results](results.md#intensive-care-what-a-plan-is-made-on)) the plans differ from "
+    "gradient descent's by less than 0.0005 at ε = 0.25, 0.5 and 1 (± 0.0015)."
 )
 _CARDIAC_MLP = (
-    "No public move shows it: on six fresh draws of them the plan is ahead of DP-SGD's by 0.001 at "
-    "ε = 4 and as good at 8 (standard errors 0.001 and 0.002)."
+    "No public move shows it: on twenty fresh draws of them the plan is ahead of DP-SGD's by "
+    "0.0007 (± 0.0010) at ε = 4 and as good at 8 (± 0.0013)."
 )
 _TIME = (
     "Public and private stays were drawn alike, so that there is next to nothing to gain (0.872 "
@@ -22,12 +22,13 @@ _TIME = (
 )
 _TIME_ADAMIX = (
     "The plan: it has four rounds, where a single draw does better (`qexp_one_round`: no rival is "
-    "clearly above it at ε = 2, 4 and 8, and at 8 it is clearly above all). On six fresh draws of "
-    "the public move, of three splits each, a single draw is ahead of the plan by 0.0010, 0.0014 "
-    "and 0.0015 (standard errors 0.0005 and less), but on one split by up to 0.01 behind or ahead: "
-    "the three that the plan was made on are too few to tell. Besides, AdaMix trains on public "
-    "stays, too, which here were drawn like the private ones: without privacy that ends at 0.875 "
-    "to 0.877, on private stays alone at 0.865 to 0.874 (five settings, two seeds)."
+    "clearly above it at ε = 2, 4 and 8, and at 8 it is clearly above all). On twenty fresh draws "
+    "of the public move ([results](results.md#intensive-care-what-a-plan-is-made-on)) a single "
+    "draw is ahead of the plan by 0.0012, 0.0018 and 0.0019 (± 0.0008), but on one split by up to "
+    "0.01 behind or ahead: those that the plan was made on are too few to tell. Besides, AdaMix "
+    "trains on public stays, too, which here were drawn like the private ones: without privacy "
+    "that ends at 0.875 to 0.877, on private stays alone at 0.865 to 0.874 (five settings, two "
+    "seeds)."
 )
 REASONS: Final[Mapping[tuple[str, float], str]] = {
     **{("icu_cardiac", epsilon): _CARDIAC for epsilon in (0.25, 0.5, 1.0)},

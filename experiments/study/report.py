@@ -129,7 +129,7 @@ more but for `usps_to_mnist` and for the augmented task at 0.5, 2 and 8, and of 
 0.1 and 0.25; SPARTA, at ε = 0.5 and more, of `mnist_rotated` and `mnist_to_usps`, and of the
 augmented task at 1 and 4; AdaMix of `mnist_rotated` but at 8. Where both were measured, the wider
 grids changed DP-SGD and gradient descent by up to +.002 in intensive care, DP-SGD of digits (six
-cells, which have the later plans) by -.003 to +.001, and SPARTA by -.009 to +.012.
+cells, which have the later plans) by -.003 to +.002, and SPARTA by -.009 to +.012.
 
 Written by `python -m experiments report` from `experiments/results`, which `python -m experiments
 all` fills."""

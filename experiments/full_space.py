@@ -93,9 +93,7 @@ def judged(task: str, epsilon: float, seeds: int) -> Line:
     store = Store()
     settings = store.settings(task, "qexp_full_space", epsilon, DELTA)
     # Where there are no subspaces to choose from, qexp is that.
-    settings = settings or store.settings(task, "qexp", epsilon, DELTA)
-    if settings is None:
-        raise ValueError(f"the study has no qexp for {task} at epsilon = {epsilon:g}; run it first")
+    settings = settings or store.planned(task, "qexp", epsilon, DELTA)
     return measured(Schedule(**settings), task, epsilon, seeds, grid=True)
 
 

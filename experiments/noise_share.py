@@ -28,11 +28,7 @@ _SEEDS: Final = 5
 def measured(task: str) -> Line:
     """Run the plan again, and set it beside what the study has of the same seeds."""
     store = Store()
-    settings = store.settings(task, "qexp", _EPSILON, _DELTA)
-    if settings is None:
-        raise ValueError(
-            f"the study has no qexp for {task} at epsilon = {_EPSILON:g}; run it first"
-        )
+    settings = store.planned(task, "qexp", _EPSILON, _DELTA)
     schedule, subspace = schedule_of(settings)
     values = []
     for seed in range(_SEEDS):

@@ -62,7 +62,8 @@ _NAMES: Final = {
     "subspace": f"one round, {_DIRECTIONS} directions",
     "first_round": "first planned round",
 }
-_LOSSES: Final = ("utility", "mean_loss")
+# By the names that releases have for what is expected of them.
+_LOSSES: Final = {"utility": "expected_utility_loss", "mean_loss": "expected_mean_loss"}
 
 
 class _Whitened:
@@ -150,7 +151,7 @@ def compared(
     found: dict[str, Any] = {"n_components": model.curvature.n_components}
     for name, values in lost.items():
         half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(draws)
-        predicted = figures[f"expected_{name}" + ("_loss" if name == "utility" else "")]
+        predicted = figures[_LOSSES[name]]
         found[name] = {
             "predicted": predicted,
             "realised": float(np.mean(values)),
@@ -184,12 +185,7 @@ def measured(task: str, kind: str, epsilon: float, delta: float, draws: int) -> 
     if kind == "subspace":
         schedule, subspace = _IN_SUBSPACE, _DIRECTIONS
     elif kind == "first_round":
-        settings = Store().settings(task, "qexp", epsilon, delta)
-        if settings is None:
-            raise ValueError(
-                f"the study has no qexp for {task} at epsilon = {epsilon:g}; run it first"
-            )
-        schedule, subspace = schedule_of(settings)
+        schedule, subspace = schedule_of(Store().planned(task, "qexp", epsilon, delta))
     shares = schedule.budget or (1.0,) * schedule.rounds
     mu = calibrate_mu(epsilon, delta) * math.sqrt(shares[0] / math.fsum(shares))
     found = compared(_made(task), kind, schedule, subspace, mu, draws)

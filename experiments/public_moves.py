@@ -71,11 +71,7 @@ def trial(
 
 def settings_of(task: str, method: str, epsilon: float) -> Any:
     """Give the settings that the study planned; of qexp the schedule and the subspace's size."""
-    planned = Store().settings(task, method, epsilon, DELTA)
-    if planned is None:
-        raise ValueError(
-            f"the study has no {method} for {task} at epsilon = {epsilon:g}; run it first"
-        )
+    planned = Store().planned(task, method, epsilon, DELTA)
     if method in OURS:
         return schedule_of(planned)
     return settings_from_json(METHODS[method].settings_type, planned)

@@ -456,8 +456,7 @@ def _calibrated(
 ) -> Any:
     """Find by bisection the strength that leaves the model that share of its score above chance."""
     if not whole:
-        rng = np.random.default_rng(_checks.seed(seed))
-        chosen = rng.permutation(len(X))[:_CALIBRATION_RECORDS]
+        chosen = np.random.default_rng(seed).permutation(len(X))[:_CALIBRATION_RECORDS]
         X, y = X[chosen], y[chosen]
 
     def measured(X: NDArray[Any], y: NDArray[Any]) -> float:
@@ -471,7 +470,7 @@ def _calibrated(
     weak, strong = 0.0, 8.0
     for _ in range(_BISECTIONS):
         middle = (weak + strong) / 2
-        shifted, labels = at(middle)(X, y, np.random.default_rng(_checks.seed(seed)))
+        shifted, labels = at(middle)(X, y, np.random.default_rng(seed))
         if measured(shifted, labels) > target:
             weak = middle
         else:

@@ -71,14 +71,17 @@ SHORT = {
 FIRST_SUMS = {"dp_ls": 3, "dp_newton": 2, "dp_fc": 2}
 
 
-def run(name, X=X, y=Y, *, seed=0, model=MODEL, settings=None, eps=2.0, **more):
+PUBLIC = X_PUBLIC, Y_PUBLIC
+
+
+def run(name, X=X, y=Y, *, seed=0, model=MODEL, settings=None, eps=2.0, public=PUBLIC, **more):
     return METHODS[name](
         model,
         X,
         y,
         target_epsilon=eps,
         target_delta=1e-5,
-        public_data=(X_PUBLIC, Y_PUBLIC),
+        public_data=public,
         settings=SHORT.get(name) if settings is None else settings,
         rng=insecure_test_generator(seed),
         **more,
@@ -823,9 +826,7 @@ def test_public_records_count_alike_however_many_there_are(monkeypatch):
     )
     twice = np.repeat(X_PUBLIC, 2, axis=0), np.repeat(Y_PUBLIC, 2)
     one = run_exactly(monkeypatch, "adamix", settings).release.weights
-    monkeypatch.setitem(globals(), "X_PUBLIC", twice[0])
-    monkeypatch.setitem(globals(), "Y_PUBLIC", twice[1])
-    other = run_exactly(monkeypatch, "adamix", settings).release.weights
+    other = run_exactly(monkeypatch, "adamix", settings, public=twice).release.weights
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 

@@ -175,11 +175,8 @@ def planned_training(X: NDArray[Any], y: NDArray[Any], *, epsilon: float) -> Tra
         If the study has no plan for so many digits at this ε.
     """
     name = f"mnist_few_{len(X)}"
-    settings = Store().settings(name, "qexp", epsilon, DELTA)
-    if settings is None:
-        raise ValueError(f"the study has no qexp for {name} at epsilon = {epsilon:g}; run it first")
+    schedule, subspace = schedule_of(Store().planned(name, "qexp", epsilon, DELTA))
     task = TASKS[name](0)
-    schedule, subspace = schedule_of(settings)
     if subspace is None:
         X_public = task.public_records()[0]
         whole = KroneckerCurvature.from_model(task.model, X_public, damping=schedule.damping)

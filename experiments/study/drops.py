@@ -20,7 +20,7 @@ def section(found: list[Summary]) -> str | None:
         ladder.sort(key=lambda s: s.epsilon or 0.0)
         for less, more in itertools.pairwise(ladder):
             gap = paired(more, less)
-            if gap is not None and gap.is_clear and gap.mean < 0:
+            if gap is not None and gap.is_clearly_below:
                 rows.append(
                     f"| {task} | {method} | {less.epsilon:g} | {more.epsilon:g} | "
                     f"{difference_text(gap, more.metric)} |"

@@ -33,6 +33,21 @@ class Store:
                 return planned
         return None
 
+    def planned(self, task: str, method: str, epsilon: float, delta: float) -> dict[str, Any]:
+        """Give the plan of a cell.
+
+        Raises
+        ------
+        ValueError
+            If it was not run.
+        """
+        settings = self.settings(task, method, epsilon, delta)
+        if settings is None:
+            raise ValueError(
+                f"the study has no {method} for {task} at epsilon = {epsilon:g}; run it first"
+            )
+        return settings
+
     def all_lines(self) -> list[dict[str, Any]]:
         """Read everything."""
         return [

@@ -70,6 +70,11 @@ class Difference:
     def is_clear(self) -> bool:
         return abs(self.mean) > self.half_width
 
+    @property
+    def is_clearly_below(self) -> bool:
+        """Whether the first is below the other, and that by more than chance."""
+        return self.is_clear and self.mean < 0
+
 
 def summarise(lines: list[dict[str, Any]], delta: float = 1e-5) -> list[Summary]:
     """Summarise lines of results over their seeds. The interval is Student's."""

@@ -68,14 +68,10 @@ def verdicts(found: list[Summary]) -> list[Verdict]:
             rivals.append(public[task])
         rivals.sort(key=lambda s: s.mean, reverse=True)
         missing = tuple(sorted(m for t, m in known if t == task and m not in whole))
-        above = tuple(s.method for s in rivals if _is_below(ours, s))
-        made.append(Verdict(ours, rivals[0], missing, paired(ours, rivals[0]), above))
+        gaps = [(s.method, paired(ours, s)) for s in rivals]
+        above = tuple(m for m, gap in gaps if gap is not None and gap.is_clearly_below)
+        made.append(Verdict(ours, rivals[0], missing, gaps[0][1], above))
     return made
-
-
-def _is_below(ours: Summary, other: Summary) -> bool:
-    gap = paired(ours, other)
-    return gap is not None and gap.is_clear and gap.mean < 0
 
 
 def planned(methods: Mapping[str, Summary]) -> Summary | None:

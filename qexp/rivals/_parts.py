@@ -251,13 +251,12 @@ class InputSubspace:
         public_rows: bool = False,
     ) -> None:
         self._shapes = shapes
-        self._rows = [out for out, _ in shapes]
         self._bases = list(bases)
         self._products: list[Callable[[NDArray[Any]], NDArray[Any]]] = [
             basis.__rmatmul__ if public_rows else row_product(basis) for basis in bases
         ]
         self.n_components = sum(
-            out * basis.shape[1] for out, basis in zip(self._rows, bases, strict=True)
+            out * basis.shape[1] for (out, _), basis in zip(shapes, bases, strict=True)
         )
 
     def pairs(self, factors: Sequence[Factors]) -> Pairs:
@@ -269,7 +268,7 @@ class InputSubspace:
 
     def embed(self, values: NDArray[Any]) -> NDArray[Any]:
         layers, start = [], 0
-        for out, basis in zip(self._rows, self._bases, strict=True):
+        for (out, _), basis in zip(self._shapes, self._bases, strict=True):
             size = out * basis.shape[1]
             part = values[start : start + size].reshape(out, basis.shape[1])
             layers.append((part @ basis.T).ravel())
